@@ -1,0 +1,45 @@
+"""medframe's public names; importing them loads neither torch nor transformers."""
+
+from medframe.backbone import Backbone
+from medframe.dataset import BadRow, DatasetSource, Row, Sample, Turn, Where
+from medframe.errors import (
+    BackboneError,
+    DataError,
+    MedframeError,
+    PluginError,
+    PromptError,
+    ProofError,
+    RecipeError,
+    RunError,
+    SaveError,
+)
+from medframe.hooks import hookimpl
+from medframe.prompt import Control, PromptFormat, Span, Text
+from medframe.trainer import Job, Trainer
+
+__version__ = "0.1.0"
+__all__ = [
+    "Backbone",
+    "BackboneError",
+    "BadRow",
+    "Control",
+    "DataError",
+    "DatasetSource",
+    "Job",
+    "MedframeError",
+    "PluginError",
+    "PromptError",
+    "PromptFormat",
+    "ProofError",
+    "RecipeError",
+    "Row",
+    "RunError",
+    "Sample",
+    "SaveError",
+    "Span",
+    "Text",
+    "Trainer",
+    "Turn",
+    "Where",
+    "hookimpl",
+]

@@ -1,0 +1,158 @@
+"""Everything about a recipe that can be known before training, and every problem found on the way."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from medframe.batch import Batches
+from medframe.compose import Composed
+from medframe.dataset import BadRow
+from medframe.errors import MedframeError, RecipeError
+from medframe.ledger import Ledger
+from medframe.prepare import Prepared, prepare
+from medframe.recipe import Recipe, Source, build
+from medframe.run import check_free
+from medframe.store import limited
+
+
+@dataclass
+class Report:
+    """What `check` found. It is good to run when `problems` is empty."""
+
+    profile: str | None
+    out: str | None = None
+    problems: list[str] = field(default_factory=list)
+    to_give: list[str] = field(default_factory=list)
+    """Keys that are still ???, where that is expected: a profile to be completed on the command line."""
+    notes: list[str] = field(default_factory=list)
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    tokens: dict[str, float] = field(default_factory=dict)
+    """Of the training examples: examples, tokens, supervised, mean, median, longest."""
+    micro_batches: int | None = None
+    """In the first epoch."""
+    steps: int | None = None
+
+
+def check(composed: Composed, open_ended: bool = False) -> Report:
+    """Read everything that the recipe names but the weights. With `open_ended`, a `???` is no problem."""
+    report = Report(composed.profile)
+    try:
+        recipe = build(composed, require_all=not open_ended)
+    except RecipeError as error:
+        report.problems += error.args
+        return report
+    report.out = str(recipe.out)
+    report.to_give = list(_open(recipe.config))
+    if report.to_give:
+        return report
+    _note(report, lambda: check_free(recipe.out, resume=False, overwrite=False))
+    if recipe.backbone.weights != "tiny":
+        _note(report, recipe.backbone.directory)
+    # Every row is read here: one that would stop the run is one problem among others.
+    tolerant = replace(recipe, limits=replace(recipe.limits, on_bad_row="skip", on_unlearnable="skip"))
+    try:
+        prepared = prepare(tolerant)
+    except MedframeError as error:
+        found = [*report.problems, *error.args, *_bad_rows_without_store(recipe)]
+        report.problems = list(dict.fromkeys(found))
+        return report
+    for ledger in prepared.ledgers:
+        report.problems += _stopping(ledger, recipe)
+        report.notes += ledger.summary()[1:]
+        report.sources.append(asdict(ledger))
+    report.notes += _imitations(recipe)
+    _measure(report, recipe, prepared)
+    return report
+
+
+def _note(report: Report, act: Callable[[], object]) -> None:
+    try:
+        act()
+    except MedframeError as error:
+        report.problems += error.args
+
+
+def _measure(report: Report, recipe: Recipe, prepared: Prepared) -> None:
+    import numpy as np
+
+    train = prepared.train
+    lengths = np.concatenate([s.examples.lengths[s.indices] for s in train.selections])
+    labels = np.concatenate([s.examples.supervised[s.indices] for s in train.selections])
+    report.tokens = {
+        "examples": len(lengths),
+        "tokens": int(lengths.sum()),
+        "supervised": int(labels.sum()),
+        "mean": round(float(lengths.mean()), 1),
+        "median": float(np.median(lengths)),
+        "longest": int(lengths.max()),
+    }
+    report.micro_batches = len(train.epoch(0))
+    report.steps = recipe.trainer.steps(train)
+    if dropped := train.dropped():
+        report.notes.append(f"batching.map_batch drops {dropped:,} tokens from every epoch, as published")
+    if prepared.held_out and (again := _shared(train, prepared.held_out)):
+        report.notes.append(f"{again:,} held-out questions are also asked in training: the held-out loss flatters")
+
+
+def _stopping(ledger: Ledger, recipe: Recipe) -> Iterator[str]:
+    for entry in ledger.entries:
+        policy = recipe.limits.on_bad_row if entry.bad else recipe.limits.on_unlearnable
+        if entry.fate == "skipped" and policy == "stop":
+            yield f"{entry.file}:{entry.line}: {entry.why}"
+
+
+def _bad_rows_without_store(recipe: Recipe) -> Iterator[str]:
+    """The rows that cannot be read, where the data could not be encoded at all."""
+    if recipe.limits.on_bad_row == "skip":
+        return
+    for source in recipe.data:
+        try:
+            yield from (f"{row.where}: {row.why}" for row in limited(source) if isinstance(row, BadRow))
+        except MedframeError:
+            continue  # said already, as what kept the data from being encoded
+
+
+def _imitations(recipe: Recipe) -> Iterator[str]:
+    markers = recipe.prompt.markers
+    sources = [*recipe.data, *([recipe.held_out] if isinstance(recipe.held_out, Source) else [])]
+    for source in sources if markers else ():
+        rows = [row for row in limited(source) if not isinstance(row, BadRow)]
+        found = [row for row in rows if any(marker in turn.text for turn in row.turns for marker in markers)]
+        if found:
+            yield (
+                f"{source.name}: {len(found):,} rows hold the format's own wording ({', '.join(map(repr, markers))}), "
+                f"first {found[0].where}"
+            )
+
+
+def _shared(train: Batches, held_out: Batches) -> int:
+    def asked(batches: Batches) -> list[bytes]:
+        questions = []
+        for examples, index in map(batches.example, range(len(batches))):
+            trained = examples.trained(index)
+            questions.append(examples.ids(index)[: trained.argmax()].tobytes())
+        return questions
+
+    known = set(asked(train))
+    return sum(bool(question) and question in known for question in asked(held_out))
+
+
+def _open(config: Any, prefix: str = "") -> Iterator[str]:
+    for key, value in config.items():
+        if isinstance(value, dict):
+            yield from _open(value, f"{prefix}{key}.")
+        elif value == "???":
+            yield f"{prefix}{key}"
+
+
+def written(out: str) -> list[str]:
+    """What a run will write, for a reader."""
+    folder = Path(out)
+    return [
+        f"{folder}/recipe.yaml, manifest.json, ledger.json, metrics.jsonl, comparison.json, README.md",
+        f"{folder}/checkpoints/checkpoint-STEP/",
+        f"{folder}/adapter/ or model/",
+    ]

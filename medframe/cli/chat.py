@@ -1,0 +1,61 @@
+"""`medframe chat`: a conversation with what a run trained."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("chat", short_help="Talk to what a run trained.")
+@click.argument("run", type=click.Path(path_type=Path))
+@click.option("--base", type=click.Path(path_type=Path), help="Where the base model lies now, should it have moved.")
+@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
+def command(run: Path, base: Path | None, max_new_tokens: int) -> None:
+    """Talk to what RUN trained; weights and prompt format are its manifest's. /clear forgets, /exit leaves."""
+    from medframe import quiet
+    from medframe.answer import Answerer
+    from medframe.dataset import Turn
+    from medframe.errors import PromptError
+    from medframe.trained import open_run
+
+    quiet.libraries()
+    opened = open_run(run, base)
+    prompt = opened.encoder.prompt
+    answerer = Answerer(opened.model(), opened.encoder)
+    click.echo(f"{run}: format {opened.manifest['prompt']['use']}. /clear forgets the conversation, /exit leaves.")
+    if opened.backbone.weights == "tiny":
+        click.echo("The base is a tiny random model: it proves the pipeline and knows no medicine.")
+    if not prompt.multi_turn:
+        click.echo("This format has no turns: each question is answered on its own, without what was said before.")
+    turns: list[Turn] = []
+    while (question := _ask()) is not None:
+        if not question or question == "/clear":
+            turns.clear()
+            if question:
+                click.echo("(forgotten)")
+            continue
+        turns = [*turns, Turn("user", question)] if prompt.multi_turn else [Turn("user", question)]
+        said = ""
+        answer = answerer.stream(turns, max_new_tokens)
+        try:
+            for piece in answer:
+                said += piece
+                click.echo(piece, nl=False)
+        except PromptError as error:
+            click.echo(f"({error}; /clear forgets the conversation)", nl=False)
+        except KeyboardInterrupt:
+            answer.close()
+            click.echo(" (stopped)", nl=False)
+        click.echo()
+        turns = [*turns, Turn("assistant", said.strip())] if said else turns[:-1]
+
+
+def _ask() -> str | None:
+    """The next line typed, or None at the end: /exit, end of input, Ctrl-C at the prompt."""
+    try:
+        line = input("> ").strip()
+    except (EOFError, KeyboardInterrupt):
+        click.echo()
+        return None
+    return None if line == "/exit" else line

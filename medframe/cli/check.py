@@ -1,0 +1,78 @@
+"""`medframe check`: everything that can be known before training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+if TYPE_CHECKING:
+    from medframe.check import Report
+
+SHOWN = 20
+"""Problems shown on a terminal; --json has them all."""
+
+
+@click.command("check", short_help="Find every problem of a recipe and its data before training.")
+@click.argument("recipe")
+@click.argument("overrides", nargs=-1, metavar="[KEY=VALUE]...")
+@click.option("--all-profiles", is_flag=True, help="Check every profile; values left ??? are named, not refused.")
+@click.option("--json", "as_json", is_flag=True, help="One object for each profile.")
+def command(recipe: str, overrides: tuple[str, ...], all_profiles: bool, as_json: bool) -> None:
+    """Read all that RECIPE names, every row of its data included, and say what is wrong and what a run will do.
+
+    Never loads weights. Exits with 2 when there is any problem.
+    """
+    import json
+    from dataclasses import asdict
+
+    from medframe import quiet
+    from medframe.check import check
+    from medframe.cli.composing import composed
+
+    quiet.libraries()
+    first = composed(recipe, overrides)
+    profiles = sorted({name for layer in first.layers for name in layer.profiles}) if all_profiles else []
+    reports = [check(composed(recipe, [*overrides, f"profile={name}"]), open_ended=True) for name in profiles] or [
+        check(first)
+    ]
+    if as_json:
+        for report in reports:
+            click.echo(json.dumps(asdict(report), ensure_ascii=False))
+    else:
+        for report in reports:
+            _show(report)
+    if any(report.problems for report in reports):
+        raise click.exceptions.Exit(2)
+
+
+def _show(report: Report) -> None:
+    from medframe.check import written
+
+    if report.profile:
+        click.secho(f"profile {report.profile}", bold=True)
+    for source in report.sources:
+        click.echo(
+            f"  {source['source']}: {source['rows']:,} rows: {source['kept']:,} kept, "
+            f"{source['shortened']:,} shortened, {source['skipped']:,} skipped"
+        )
+    if report.tokens:
+        t = report.tokens
+        click.echo(
+            f"  training: {t['examples']:,} examples, {t['tokens']:,} tokens ({t['supervised']:,} supervised); "
+            f"length {t['mean']:,} mean, {t['median']:,.0f} median, {t['longest']:,} longest"
+        )
+        steps = "unknown until training" if report.steps is None else f"{report.steps:,}"
+        click.echo(f"  {report.micro_batches:,} micro-batches an epoch, {steps} optimizer steps")
+        for line in written(report.out or ""):
+            click.echo(f"  writes {line}")
+    for note in report.notes:
+        click.secho(f"  note: {note.removeprefix('WARNING ')}", fg="yellow")
+    if report.to_give:
+        click.echo(f"  to be given: {', '.join(report.to_give)}; the rest of the recipe is valid")
+    for problem in report.problems[:SHOWN]:
+        click.secho(f"  problem: {problem}", fg="red")
+    if len(report.problems) > SHOWN:
+        click.echo(f"  ... and {len(report.problems) - SHOWN:,} more problems; --json has them all")
+    if not report.problems:
+        click.echo("  no problem found")

@@ -1,0 +1,141 @@
+"""The DatasetSource contract, and the values between a file and a prompt: Row, Turn, Sample."""
+
+from __future__ import annotations
+
+import importlib.util
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from medframe.errors import DataError
+
+Role = Literal["system", "user", "assistant"]
+
+
+@dataclass(frozen=True, slots=True)
+class Where:
+    """The place a row came from; prints as `file:line`."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One row as its file holds it: a JSON value, or a CSV record as a dict of strings."""
+
+    value: Any
+    where: Where
+
+    def __getitem__(self, name: str) -> Any:
+        """The field `name`; DataError names the fields there are when it is missing."""
+        if not isinstance(self.value, dict):
+            raise DataError(f"a row must be an object with fields, this one is {kind_of(self.value)}")
+        try:
+            return self.value[name]
+        except KeyError:
+            have = ", ".join(map(repr, self.value)) or "none"
+            raise DataError(f"no field {name!r}; the row's fields: {have}") from None
+
+    def text(self, name: str) -> str:
+        """The field `name` as text; null reads as empty, anything else but text is a DataError."""
+        value = self[name]
+        if value is None:
+            return ""
+        if not isinstance(value, str):
+            raise DataError(f"field {name!r} must be text, it is {kind_of(value)}")
+        return value
+
+
+@dataclass(frozen=True, slots=True)
+class BadRow:
+    """A row that cannot be read: a value, not an exception, so that the ledger decides what it means."""
+
+    where: Where
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What one side of a conversation said."""
+
+    role: Role
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One conversation to learn from, in reading order."""
+
+    turns: tuple[Turn, ...]
+    where: Where
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(kw_only=True)
+class DatasetSource(ABC):
+    """Where samples come from. The frame reads the files, the plugin explains one row."""
+
+    path: str | list[str] = "???"
+    """File, list of files or glob (JSON, JSON lines, CSV); `sample` is the plugin's own bundled sample."""
+
+    path_fields: ClassVar[tuple[str, ...]] = ("path",)
+    bundled: ClassVar[str | None] = None
+    """The file, beside the component's module, that `path: sample` reads."""
+    licence: ClassVar[str] = "not stated"
+    homepage: ClassVar[str] = ""
+
+    @abstractmethod
+    def sample(self, row: Row) -> Sample:
+        """One row as a conversation; DataError with the reason when it cannot be one."""
+
+    def rows(self) -> Iterator[Row | BadRow]:
+        """The rows of `files()` in order, each with its place."""
+        from medframe.rows import read
+
+        return read(self.files())
+
+    def __iter__(self) -> Iterator[Sample | BadRow]:
+        """Every row of the source as a sample or a BadRow, the same order each time."""
+        for row in self.rows():
+            if isinstance(row, BadRow):
+                yield row
+                continue
+            try:
+                yield self.sample(row)
+            except DataError as error:
+                yield BadRow(row.where, str(error))
+
+    def fingerprint(self) -> str | None:
+        """sha256 of all that the samples depend on besides the fields; None: it cannot be known, read anew each run."""
+        from medframe.rows import fingerprint
+
+        if type(self).__iter__ is not DatasetSource.__iter__:
+            return None
+        return fingerprint(self.files())
+
+    def files(self) -> list[Path]:
+        """The files that `path` names, globs sorted; DataError when one is missing."""
+        from medframe.rows import find
+
+        if self.path == "sample":
+            return [self._bundled_file()]
+        return find(self.path)
+
+    def _bundled_file(self) -> Path:
+        if self.bundled is None:
+            raise DataError("path: this data set has no bundled sample; give the file's path")
+        spec = importlib.util.find_spec(type(self).__module__)
+        assert spec is not None and spec.origin is not None
+        return Path(spec.origin).parent / self.bundled
+
+
+def kind_of(value: Any) -> str:
+    """What a JSON value is, in words for a message."""
+    names = {dict: "an object", list: "a list", str: "text", bool: "true/false", type(None): "null"}
+    return names.get(type(value), "a number")

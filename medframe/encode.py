@@ -1,0 +1,391 @@
+"""Turns -> ids and labels; the only place that tokenises, masks and shortens."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from typing import TYPE_CHECKING, Literal
+
+from medframe.dataset import BadRow, Sample, Turn, Where
+from medframe.errors import PromptError
+from medframe.prompt import Control, PromptFormat, Span, Text
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+CHUNK = 1000
+"""Samples handed to the tokenizer at a time: enough for its threads, little enough to stream."""
+
+
+@dataclass(kw_only=True)
+class Limits:
+    """How long a sample may be, and what happens to one that cannot be used."""
+
+    max_length: int | None = 2048
+    """Most tokens in a sample; null: any length."""
+    on_overflow: Literal["drop_turns", "cut", "windows", "skip"] = "drop_turns"
+    """Too long: drop the oldest rounds | then cut the start of a lone question | make several samples | skip."""
+    on_bad_row: Literal["stop", "skip"] = "stop"
+    """A row that cannot be read: stop, or skip and count it."""
+    on_unlearnable: Literal["skip", "stop"] = "skip"
+    """A row with nothing to learn, or still too long: skip and count it, or stop."""
+
+    def __post_init__(self) -> None:
+        if self.max_length is not None and self.max_length < 2:
+            raise ValueError(f"max_length must be at least 2, not {self.max_length}")
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """Token ids, and for each whether it is trained; both of the same length."""
+
+    ids: list[int]
+    trained: list[bool]
+
+    @property
+    def supervised(self) -> int:
+        """Tokens with a loss. The first is never one: nothing stands before it to predict it from."""
+        return sum(self.trained[1:])
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """What one sample became."""
+
+    where: Where
+    examples: tuple[Example, ...]
+    shortened: str | None = None
+    """What was left out to make it fit, in words."""
+    lost: int = 0
+    """Supervised tokens left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Unlearnable:
+    """A sample that was read and cannot be learnt from."""
+
+    where: Where
+    why: str
+
+
+class Encoder:
+    """One prompt format with one tokenizer."""
+
+    def __init__(self, prompt: PromptFormat, tokenizer: PreTrainedTokenizerBase, limits: Limits | None = None) -> None:
+        self.tokenizer = tokenizer
+        self.prompt = prompt.bind(tokenizer)
+        self.limits = limits or Limits(max_length=None)
+        self._anchors: dict[str, list[int]] = {}
+        self._controls: dict[str | int, list[int]] = {}
+
+    def encode(self, samples: Iterable[Sample | BadRow]) -> Iterator[Encoded | Unlearnable | BadRow]:
+        """What becomes of each sample, in order; bad rows are passed on."""
+        stream = iter(samples)
+        while chunk := list(islice(stream, CHUNK)):
+            yield from self._chunk(chunk)
+
+    def example(self, turns: Sequence[Turn]) -> Example:
+        """The conversation as it is, whatever its length."""
+        return self._examples([self.prompt.render(turns)])[0]
+
+    def question(self, turns: Sequence[Turn], room: int | None = None) -> list[int]:
+        """The ids that the assistant answers: exactly those before its answer in training.
+
+        The oldest rounds are left out until `room` tokens hold the rest; PromptError when the last does not fit.
+        """
+        system, rounds = _rounds(turns)
+        while True:
+            ids = self.example([*system, *_flat(rounds)]).ids
+            if room is None or len(ids) <= room:
+                return ids
+            if len(rounds) == 1:
+                raise PromptError(f"the question alone takes {len(ids)} tokens; there is room for {room}")
+            rounds = rounds[1:]
+
+    def _chunk(self, chunk: list[Sample | BadRow]) -> Iterator[Encoded | Unlearnable | BadRow]:
+        results: list[Encoded | Unlearnable | BadRow | None] = []
+        spans: list[list[Span]] = []
+        trimmed: list[tuple[int, Sample]] = []
+        for item in chunk:
+            if isinstance(item, BadRow):
+                results.append(item)
+                continue
+            sample = _ending_in_an_answer(item)
+            try:
+                if sample is None:
+                    raise PromptError("no answer")
+                spans.append(self.prompt.render(sample.turns))
+            except PromptError as error:
+                results.append(Unlearnable(item.where, str(error)))
+                continue
+            trimmed.append((len(results), sample))
+            results.append(None)
+        for (index, sample), example in zip(trimmed, self._examples(spans), strict=True):
+            left_out = chunk[index].turns[len(sample.turns) :]  # type: ignore[union-attr]
+            note = f"{len(left_out)} closing turn(s) without an answer left out" if left_out else None
+            results[index] = self._fitted(sample, example, note)
+        for result in results:
+            assert result is not None
+            yield result
+
+    def _fitted(self, sample: Sample, whole: Example, note: str | None) -> Encoded | Unlearnable:
+        limit = self.limits.max_length
+        if whole.supervised == 0:
+            return Unlearnable(sample.where, "no supervised token")
+        if limit is None or len(whole.ids) <= limit:
+            return Encoded(sample.where, (whole,), note)
+        kept, how = self._shortened(sample.turns, limit)
+        kept = [example for example in kept if example.supervised]
+        if not kept:
+            return Unlearnable(sample.where, f"{len(whole.ids)} tokens, more than {limit}{how}")
+        lost = whole.supervised - sum(example.supervised for example in kept)
+        return Encoded(sample.where, tuple(kept), "; ".join(filter(None, [note, how])), max(lost, 0))
+
+    def _shortened(self, turns: Sequence[Turn], limit: int) -> tuple[list[Example], str]:
+        """The examples that fit, and how they came to; none where the policy cannot make them fit."""
+        system, rounds = _rounds(turns)
+        policy = self.limits.on_overflow
+        if policy == "skip":
+            return [], ""
+        if policy == "windows":
+            return self._windows(system, rounds, limit)
+        dropped = 0
+        while len(rounds) > 1:
+            rounds, dropped = rounds[1:], dropped + 1
+            example = self.example([*system, *_flat(rounds)])
+            if len(example.ids) <= limit:
+                return [example], f"{dropped} oldest round(s) dropped"
+        if policy == "cut" and rounds and rounds[0][0].role == "user":
+            trimmed, cut = self._cut(system, rounds[0], limit)
+            if trimmed:
+                also = f"{dropped} oldest round(s) dropped; " if dropped else ""
+                return [trimmed], f"{also}{cut} characters cut from the start of the question"
+            return [], ", and the answer alone does not fit"
+        return [], ", and a lone round is not cut (limits.on_overflow)"
+
+    def _cut(self, system: Sequence[Turn], round_: Sequence[Turn], limit: int) -> tuple[Example | None, int]:
+        """The round with the fewest characters cut from the start of its question that make it fit."""
+        text = round_[0].text
+
+        def without(count: int) -> Example:
+            return self.example([*system, replace(round_[0], text=text[count:]), *round_[1:]])
+
+        low, high = 1, len(text) - 1
+        if high < low or len(without(high).ids) > limit:
+            return None, 0
+        while low < high:
+            middle = (low + high) // 2
+            if len(without(middle).ids) <= limit:
+                high = middle
+            else:
+                low = middle + 1
+        return without(high), high
+
+    def _windows(self, system: Sequence[Turn], rounds: list[tuple[Turn, ...]], limit: int) -> tuple[list[Example], str]:
+        """Neighbouring rounds together as far as they fit, every answer in one window."""
+        windows: list[Example] = []
+        current: list[tuple[Turn, ...]] = []
+        fitting: Example | None = None
+        skipped = 0
+        for round_ in rounds:
+            longer = self.example([*system, *_flat([*current, round_])])
+            if len(longer.ids) > limit and current:
+                assert fitting is not None
+                windows.append(fitting)
+                current, fitting = [], None
+                longer = self.example([*system, *round_])
+            if len(longer.ids) > limit:
+                skipped += 1
+                continue
+            current, fitting = [*current, round_], longer
+        if fitting is not None:
+            windows.append(fitting)
+        also = f", {skipped} round(s) too long for one" if skipped else ""
+        return windows, f"made into {len(windows)} windows{also}"
+
+    def _examples(self, rendered: Sequence[Sequence[Span]]) -> list[Example]:
+        """Each list of spans as ids and labels, all texts tokenised in one call.
+
+        A joined run of Texts is cut where `train` changes. Each part is encoded as the continuation of the text before
+        it, so that what stands before an answer has the same ids whether the answer is there yet or not. Where nothing
+        merges across the cut, and in every published format for LLaMA, this equals encoding the run as a whole.
+        """
+        texts: list[str] = []
+        plans: list[list[tuple[list[int] | None, str, bool]]] = []
+        for spans in rendered:
+            plan: list[tuple[list[int] | None, str, bool]] = []
+            for ids, text, before, train in self._parts(spans):
+                plan.append((ids, before, train))
+                if ids is None:
+                    texts.append((before[-1:] if before else "") + text)
+            plans.append(plan)
+        encoded = iter(zip(texts, self._tokenise(texts), strict=True))
+        examples = []
+        for plan in plans:
+            all_ids: list[int] = []
+            trained: list[bool] = []
+            for control, before, train in plan:
+                ids = control
+                if ids is None:
+                    text, ids = next(encoded)
+                    if before:
+                        ids = self._continued(before, text[1:], ids)
+                all_ids += ids
+                trained += [train] * len(ids)
+            examples.append(Example(all_ids, trained))
+        return examples
+
+    def _parts(self, spans: Sequence[Span]) -> Iterator[tuple[list[int] | None, str, str, bool]]:
+        """(ids of a control token | None, text, the text of the same run before it, train), in order."""
+        before = text = ""
+        train = False
+        for span in spans:
+            if not isinstance(span, Control):
+                if text and (span.train != train or not self.prompt.joined):
+                    yield None, text, before, train
+                    before, text = (before + text if self.prompt.joined else ""), ""
+                text, train = text + span.text, span.train
+                continue
+            if text:
+                yield None, text, before, train
+            before = text = ""
+            yield self._resolve(span.token), "", "", span.train
+        if text:
+            yield None, text, before, train
+
+    def _continued(self, before: str, text: str, with_anchor: list[int]) -> list[int]:
+        """The ids of `text` after `before`, given those of `text` after the last character of `before`."""
+        anchor = self._anchor(before[-1])
+        if with_anchor[: len(anchor)] == anchor:
+            return with_anchor[len(anchor) :]
+        # The tokenizer would merge across the border. What stands before keeps its ids, so that the text is
+        # encoded after some other character with which it does not merge.
+        head, *joint = self._tokenise([before, before + text])
+        if joint[0][: len(head)] == head:
+            return joint[0][len(head) :]
+        for character in "\n。a1 ":
+            anchor, (ids,) = self._anchor(character), self._tokenise([character + text])
+            if ids[: len(anchor)] == anchor:
+                return ids[len(anchor) :]
+        return self._tokenise([text])[0]
+
+    def _anchor(self, character: str) -> list[int]:
+        if character not in self._anchors:
+            self._anchors[character] = self._tokenise([character])[0]
+        return self._anchors[character]
+
+    def _tokenise(self, texts: list[str]) -> list[list[int]]:
+        """The ids of each text alone; control tokens spelt out in it stay text."""
+        if not texts:
+            return []
+        backend = getattr(self.tokenizer, "backend_tokenizer", None)
+        if backend is not None:
+            # The Rust tokenizer itself: transformers' wrapper around the same call takes twice the time.
+            backend.encode_special_tokens = True
+            return [each.ids for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        result = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
+        return [list(ids) for ids in result["input_ids"]]
+
+    def _resolve(self, token: str | int) -> list[int]:
+        if token not in self._controls:
+            self._controls[token] = resolve(token, self.tokenizer)
+        return self._controls[token]
+
+
+def resolve(token: str | int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
+    """The ids of a control token: one, or none for "bos" where the tokenizer adds none; else PromptError."""
+    if isinstance(token, int):
+        if not 0 <= token < len(tokenizer):
+            raise PromptError(f"control token {token} is not in the vocabulary of {len(tokenizer)}")
+        return [token]
+    if token == "bos":
+        start = tokenizer("a")["input_ids"][:1]
+        return [int(start[0])] if list(start) == [tokenizer.bos_token_id] else []
+    if token == "eos":
+        if tokenizer.eos_token_id is None:
+            raise PromptError("the tokenizer has no end-of-sequence token")
+        return [int(tokenizer.eos_token_id)]
+    found = tokenizer.convert_tokens_to_ids(token)
+    if not isinstance(found, int) or tokenizer.convert_ids_to_tokens(found) != token:
+        raise PromptError(f"{token!r} is no token of this tokenizer; the format does not suit the backbone")
+    return [found]
+
+
+def fingerprint(prompt: PromptFormat, tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over the ids and labels of fixed conversations: two formats with the same one lay out alike."""
+    encoder = Encoder(prompt, tokenizer)
+    seen: list[list[list[int]] | str] = []
+    for turns in _PROBES:
+        try:
+            example = encoder.example(turns)
+            seen.append([example.ids, [int(t) for t in example.trained]])
+        except PromptError:
+            seen.append("refused")
+    stop = [resolve(token, tokenizer) for token in prompt.stop]
+    return hashlib.sha256(json.dumps([seen, stop]).encode()).hexdigest()
+
+
+def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
+    """sha256 over the vocabulary, the special tokens' ids and how some text is cut up."""
+    encoder = Encoder(_Plain(), tokenizer)
+    cut = [encoder.example(turns).ids for turns in _PROBES]
+    special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    # Which token pads is no part of it: padding is masked, and LLaMA's choice is ours.
+    special.pop("pad_token", None)
+    content = [sorted(tokenizer.get_vocab().items()), special, cut]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+class _Plain(PromptFormat):
+    """The texts alone, one by one."""
+
+    joined = False
+
+    def render(self, turns: Sequence[Turn]) -> list[Span]:
+        return [Text(turn.text) for turn in turns]
+
+
+def _conversation(*texts: str, system: str | None = None) -> tuple[Turn, ...]:
+    head = () if system is None else (Turn("system", system),)
+    return (*head, *(Turn("assistant" if i % 2 else "user", text) for i, text in enumerate(texts)))
+
+
+_PROBES = (
+    _conversation("头痛三天了怎么办？"),
+    _conversation("  发烧 38.5℃\n\n咳嗽 ", " 建议就医。\n多喝水 "),
+    _conversation("<s>系统</s>[INST]", "\n1. CT；2. MRI</s>"),
+    _conversation("你好", "您好，请讲。", "胃疼", "多久了？", "两天"),
+    _conversation("你好", "您好，请讲。", "胃疼", "3天以上请看消化科。"),
+    _conversation("你好", "您好。", system="你是一名医生。"),
+)
+
+
+def _rounds(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], list[tuple[Turn, ...]]]:
+    """The leading system turns, and the rounds: a user turn with all that follows it up to the next."""
+    start = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
+    rounds: list[tuple[Turn, ...]] = []
+    for turn in turns[start:]:
+        if turn.role == "user" or not rounds:
+            rounds.append((turn,))
+        else:
+            rounds[-1] = (*rounds[-1], turn)
+    return tuple(turns[:start]), rounds
+
+
+def _flat(rounds: Iterable[Sequence[Turn]]) -> Iterator[Turn]:
+    for round_ in rounds:
+        yield from round_
+
+
+def _ending_in_an_answer(sample: Sample) -> Sample | None:
+    """The sample up to its last turn of the assistant that says something; None when there is none."""
+    turns = sample.turns
+    end = len(turns)
+    while end and (turns[end - 1].role != "assistant" or not turns[end - 1].text.strip()):
+        end -= 1
+    if end == 0:
+        return None
+    return sample if end == len(turns) else replace(sample, turns=turns[:end])

@@ -1,0 +1,96 @@
+"""What happened to every row of one source: kept, shortened or skipped, where and why."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from medframe.dataset import BadRow
+from medframe.encode import Encoded, Limits, Unlearnable
+from medframe.errors import DataError
+
+LOUD = 0.05
+"""Above this share of skipped rows, the summary says so on a line of its own."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One row that was not simply kept."""
+
+    file: str
+    line: int
+    fate: Literal["shortened", "skipped"]
+    why: str
+    bad: bool = False
+    """It could not be read, as against read and of no use."""
+    lost: int = 0
+    """Supervised tokens left out of what was kept."""
+
+
+@dataclass
+class Ledger:
+    """The account of one source; rows = kept + shortened + skipped, always."""
+
+    source: str
+    rows: int = 0
+    kept: int = 0
+    shortened: int = 0
+    skipped: int = 0
+    examples: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    lost: int = 0
+    entries: list[Entry] = field(default_factory=list)
+
+    def add(self, outcome: Encoded | Unlearnable | BadRow, limits: Limits) -> None:
+        """Count one row; DataError where the limits say that such a row stops the run."""
+        where = outcome.where
+        if isinstance(outcome, Encoded):
+            self.rows += 1
+            self.examples += len(outcome.examples)
+            self.tokens += sum(len(example.ids) for example in outcome.examples)
+            self.supervised += sum(example.supervised for example in outcome.examples)
+            if outcome.shortened:
+                self.shortened += 1
+                self.lost += outcome.lost
+                entry = Entry(where.file, where.line, "shortened", outcome.shortened, lost=outcome.lost)
+                self.entries.append(entry)
+            else:
+                self.kept += 1
+            return
+        bad = isinstance(outcome, BadRow)
+        if bad and limits.on_bad_row == "stop":
+            raise DataError(f"{where}: {outcome.why} (limits.on_bad_row: skip leaves such rows out)")
+        if not bad and limits.on_unlearnable == "stop":
+            raise DataError(f"{where}: {outcome.why} (limits.on_unlearnable: skip leaves such rows out)")
+        self.rows += 1
+        self.skipped += 1
+        self.entries.append(Entry(where.file, where.line, "skipped", outcome.why, bad=bad))
+
+    def summary(self) -> list[str]:
+        """The account in a few lines for a terminal."""
+        parts = [f"{self.kept:,} kept", f"{self.shortened:,} shortened", f"{self.skipped:,} skipped"]
+        lines = [
+            f"{self.source}: {self.rows:,} rows: {', '.join(parts)}; "
+            f"{self.tokens:,} tokens, {self.supervised:,} supervised"
+        ]
+        if self.lost:
+            lines.append(f"{self.source}: {self.lost:,} supervised tokens lost by shortening")
+        if self.skipped > LOUD * self.rows:
+            share = 100 * self.skipped / self.rows
+            first = next(e for e in self.entries if e.fate == "skipped")
+            lines.append(
+                f"WARNING {self.source}: {share:.0f} % of the rows are skipped, "
+                f"first {first.file}:{first.line}: {first.why}"
+            )
+        return lines
+
+    def to_json(self) -> dict[str, Any]:
+        """The account as written to ledger.json."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> Ledger:
+        """The account that `to_json` wrote."""
+        return cls(**{**value, "entries": [Entry(**entry) for entry in value["entries"]]})

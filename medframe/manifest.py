@@ -1,0 +1,204 @@
+"""What a run is bound to, by content, and the check before anything uses it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import mmap
+import platform
+import struct
+import subprocess
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import medframe
+from medframe.backbone import Backbone
+from medframe.encode import fingerprint, tokenizer_fingerprint
+from medframe.errors import BackboneError, RunError
+
+if TYPE_CHECKING:
+    from medframe.prepare import Prepared
+    from medframe.prompt import PromptFormat
+    from medframe.recipe import Recipe, Source
+
+WHOLE = 1 << 20
+"""Tensors up to this many bytes are hashed whole; of larger ones, WINDOWS pieces of 4 KiB at fixed offsets."""
+WINDOWS = 64
+
+
+def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
+    """The manifest of a run that is about to start."""
+    from medframe.recipe import Source
+
+    sources: list[Source] = list(recipe.data)
+    if isinstance(recipe.held_out, Source):
+        sources.append(recipe.held_out)
+    return {
+        "kind": "run",
+        "medframe": medframe.__version__,
+        "state": "training",
+        "profile": recipe.profile,
+        "seed": recipe.seed,
+        "base": base(recipe.backbone),
+        "tokenizer": tokenizer_fingerprint(prepared.tokenizer),
+        "prompt": {
+            "use": recipe.components["prompt"].name,
+            "fields": asdict(recipe.prompt),
+            "fingerprint": fingerprint(recipe.prompt, prepared.tokenizer),
+            "skew": recipe.prompt.skew,
+        },
+        "data": [_data(source) for source in sources],
+        "plugins": {
+            section: {
+                "name": component.name,
+                "distribution": component.distribution,
+                "version": component.version,
+                "target": component.target,
+            }
+            for section, component in recipe.components.items()
+        },
+        "libraries": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "tokenizers")},
+        "python": platform.python_version(),
+        "machine": _machine(),
+        "commit": _commit(),
+    }
+
+
+def base(backbone: Backbone) -> dict[str, Any]:
+    """What the untrained model is, by content: a fingerprint, and a digest of each tensor to name one that differs."""
+    directories = [backbone.directory(), *(Path(adapter) for adapter in backbone.adapters)]
+    tensors: dict[str, str] = {}
+    configs = []
+    for number, directory in enumerate(directories):
+        prefix = f"adapter {number}: " if number else ""
+        tensors |= {f"{prefix}{name}": digest for name, digest in _tensors(directory)}
+        configs.append(_config(directory))
+    whole = hashlib.sha256(json.dumps([sorted(tensors.items()), configs], sort_keys=True).encode()).hexdigest()
+    return {"weights": str(directories[0]), "fingerprint": whole, "tensors": dict(sorted(tensors.items()))}
+
+
+def check(manifest: Mapping[str, Any], backbone: Backbone, encoder_tokenizer: Any, prompt: PromptFormat) -> None:
+    """Raise RunError unless base model, tokenizer and prompt format are those that the run was trained with."""
+    expected, found = manifest["base"], base(backbone)
+    if expected["fingerprint"] != found["fingerprint"]:
+        names = sorted({*expected["tensors"], *found["tensors"]})
+        apart = [n for n in names if expected["tensors"].get(n) != found["tensors"].get(n)]
+        detail = f"{len(apart)} of {len(names)} tensors differ, first {apart[0]}" if apart else "config.json differs"
+        raise RunError(
+            f"the base model in {found['weights']} is not the one this run was trained on: expected fingerprint "
+            f"{_short(expected['fingerprint'])}, found {_short(found['fingerprint'])}; {detail}. "
+            "Give the directory of the right one with --base"
+        )
+    actual = tokenizer_fingerprint(encoder_tokenizer)
+    if actual != manifest["tokenizer"]:
+        raise RunError(
+            f"the tokenizer is not the one this run was trained with: expected fingerprint "
+            f"{_short(manifest['tokenizer'])}, found {_short(actual)} in {backbone.tokenizer_directory()}"
+        )
+    actual, wanted = fingerprint(prompt, encoder_tokenizer), manifest["prompt"]
+    if actual != wanted["fingerprint"]:
+        offered = manifest["plugins"]["prompt"]
+        raise RunError(
+            f"the prompt format {wanted['use']!r} lays conversations out differently than in training: expected "
+            f"fingerprint {_short(wanted['fingerprint'])}, found {_short(actual)}; the run was trained with "
+            f"{offered['distribution']} {offered['version']}"
+        )
+
+
+def trained_content(out: Path) -> str:
+    """sha256 over the tensors and the configuration of what the run in `out` trained, adapter/ or model/."""
+    folder = next(out / name for name in ("adapter", "model") if (out / name).is_dir())
+    content = [sorted(_tensors(folder)), _config(folder)]
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+
+
+def _tensors(directory: Path) -> Iterator[tuple[str, str]]:
+    """(name, digest over dtype, shape and content) of every tensor in the directory's weight files."""
+    if files := sorted(directory.glob("*.safetensors")):
+        for file in files:
+            yield from _safetensors(file)
+        return
+    import torch
+
+    files = sorted(f for f in directory.glob("*.bin") if f.name.startswith(("pytorch_model", "adapter_model")))
+    if not files:
+        raise BackboneError(f"backbone.weights: {directory} has neither *.safetensors nor pytorch_model*.bin")
+    for file in files:
+        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+        for name, tensor in state.items():
+            content = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            yield name, _digest(f"{tensor.dtype} {list(tensor.shape)}", memoryview(content))
+
+
+def _safetensors(file: Path) -> Iterator[tuple[str, str]]:
+    with file.open("rb") as stream:
+        try:
+            (size,) = struct.unpack("<Q", stream.read(8))
+            header = json.loads(stream.read(size))
+            header.pop("__metadata__", None)
+            with (
+                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
+                memoryview(content) as view,
+            ):
+                for name, entry in header.items():
+                    start, end = (8 + size + offset for offset in entry["data_offsets"])
+                    with view[start:end] as tensor:
+                        yield name, _digest(f"{entry['dtype']} {entry['shape']}", tensor)
+        except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
+            raise BackboneError(f"{file} is no safetensors file: {error}") from None
+
+
+def _digest(kind: str, content: memoryview) -> str:
+    digest = hashlib.sha256(kind.encode())
+    size = len(content)
+    if size <= WHOLE:
+        digest.update(content)
+    else:
+        for window in range(WINDOWS):
+            at = (size - 4096) * window // (WINDOWS - 1)
+            digest.update(content[at : at + 4096])
+    return digest.hexdigest()[:16]
+
+
+def _config(directory: Path) -> Any:
+    """The configuration, less what a mere re-save changes."""
+    for name in ("config.json", "adapter_config.json"):
+        if (directory / name).is_file():
+            config = json.loads((directory / name).read_text("utf-8"))
+            volatile = ("transformers_version", "_name_or_path", "base_model_name_or_path", "peft_version")
+            return {key: value for key, value in config.items() if key not in volatile}
+    return None
+
+
+def _data(source: Source) -> dict[str, Any]:
+    return {
+        "section": source.name,
+        "path": source.dataset.path,
+        "content": source.dataset.fingerprint(),
+        "licence": source.dataset.licence,
+        "homepage": source.dataset.homepage,
+    }
+
+
+def _machine() -> str:
+    import torch
+
+    if torch.cuda.is_available():
+        return f"{torch.cuda.device_count()} x {torch.cuda.get_device_name()}"
+    return f"CPU, {platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def _commit() -> str | None:
+    """The git commit of the working directory, where it is in a repository."""
+    try:
+        found = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    return found.stdout.strip() or None
+
+
+def _short(digest: str) -> str:
+    return digest[:12]

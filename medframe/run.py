@@ -1,0 +1,244 @@
+"""Recipe -> run directory: encode, train, prove, describe."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from medframe import manifest as manifests
+from medframe import quiet
+from medframe.card import card, comparison
+from medframe.errors import RunError
+from medframe.prepare import Prepared, prepare
+from medframe.progress import RunLog
+from medframe.proof import reloaded
+from medframe.recipe import Recipe
+from medframe.trained import read_manifest
+from medframe.trainer import Job
+
+OWN = (
+    "recipe.yaml",
+    "manifest.json",
+    "ledger.json",
+    "metrics.jsonl",
+    "comparison.json",
+    "README.md",
+    "proof.safetensors",
+    "checkpoints",
+    "adapter",
+    "model",
+)
+"""All that a run writes into its directory; nothing else there is ever touched."""
+
+Say = Callable[[str], None]
+
+
+def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False) -> None:
+    """Train as the recipe says; `recipe.out` then holds the run, proven.
+
+    Raises RunError for a directory that holds another run, DataError for data that cannot be used, ProofError when
+    what was saved is not what was trained. KeyboardInterrupt passes once a checkpoint is saved.
+    """
+    out = recipe.out
+    check_free(out, resume, overwrite)
+    quiet.libraries()
+    prepared = prepare(recipe)
+    for ledger in prepared.ledgers:
+        for line in ledger.summary():
+            say(line)
+    if dropped := prepared.train.dropped():
+        say(f"WARNING batching.map_batch: {dropped:,} tokens are dropped from every epoch, as published")
+    description = manifests.describe(recipe, prepared)
+    with _locked(out):
+        checkpoint = _newest_checkpoint(out) if resume else None
+        if resume and (out / "manifest.json").exists():
+            _check_same(out, recipe, description)
+            _forget_finish(out)
+            say(f"Going on from {checkpoint.name}." if checkpoint else "No checkpoint yet: starting at the beginning.")
+        else:
+            _clear(out)
+        _write(out / "recipe.yaml", f"# As run{_profile(recipe)}.\n{recipe.yaml()}")
+        _write(out / "ledger.json", _ledger_json(prepared))
+        _write(out / "manifest.json", _json(description))
+        log = RunLog(out / "metrics.jsonl", _step(checkpoint) if checkpoint else -1)
+        _fit(recipe, prepared, log, checkpoint, say)
+        _finish(recipe, prepared, description, log, say)
+
+
+def _fit(recipe: Recipe, prepared: Prepared, log: RunLog, checkpoint: Path | None, say: Say) -> None:
+    say(f"Training on {len(prepared.train):,} examples, {len(prepared.held_out or ()):,} held out.")
+    job = Job(
+        out=recipe.out,
+        backbone=recipe.backbone,
+        tokenizer=prepared.tokenizer,
+        prompt=prepared.encoder.prompt,
+        train=prepared.train,
+        held_out=prepared.held_out,
+        seed=recipe.seed,
+        resume=checkpoint,
+        log=log,
+    )
+    try:
+        recipe.trainer.fit(job)
+    except KeyboardInterrupt:
+        log.close()
+        newest = _newest_checkpoint(recipe.out)
+        say(f"Saved {newest}; go on with --resume." if newest else "Nothing saved yet.")
+        raise
+    finally:
+        log.close()
+    if prepared.train.reason:
+        say(f"Padded, not packed: {prepared.train.reason}.")
+
+
+def _finish(recipe: Recipe, prepared: Prepared, description: dict[str, Any], log: RunLog, say: Say) -> None:
+    """The last proof, then the manifest that says the run has finished."""
+    out = recipe.out
+    say("Loading what was saved in a fresh process, to prove it.")
+    asked = _questions(prepared, recipe.compare)
+    answers = reloaded(out, [ids for ids, _, _ in asked])
+    compared = [
+        {"prompt": prompt, "expected": expected, "before": before, "after": after}
+        for (_, prompt, expected), (before, after) in zip(asked, answers, strict=True)
+    ]
+    _write(out / "comparison.json", _json(compared))
+    description |= {
+        "state": "finished",
+        "trained": manifests.trained_content(out),
+        "batching": {"kind": prepared.train.kind, "reason": prepared.train.reason},
+        "result": {
+            "steps": log.steps,
+            "held_out_loss": [log.held_out[0], log.held_out[-1]] if log.held_out else None,
+        },
+    }
+    # Last in the file: it is long.
+    description["base"] = description.pop("base")
+    _write(out / "README.md", card(recipe, description, prepared.ledgers))
+    _write(out / "manifest.json", _json(description))
+    if log.held_out:
+        say(f"Held-out loss per supervised token: {log.held_out[0]:.3f} before, {log.held_out[-1]:.3f} after.")
+    if compared:
+        say(comparison(compared, tiny=recipe.backbone.weights == "tiny"))
+    say(f"Run directory: {out}\nTalk to it: medframe chat {out}")
+
+
+def _questions(prepared: Prepared, count: int) -> list[tuple[list[int], str, str]]:
+    """(prompt ids, prompt, expected answer) of the first held-out examples, up to the last answer of each."""
+    found = []
+    held_out, decode = prepared.held_out, prepared.tokenizer.decode
+    for number in range(min(count, len(held_out or ()))):
+        assert held_out is not None
+        examples, index = held_out.example(number)
+        ids, trained = examples.ids(index).tolist(), examples.trained(index).tolist()
+        end = max(i for i, t in enumerate(trained) if t) + 1
+        start = next((i for i in range(end, 0, -1) if not trained[i - 1]), 0)
+        if start:
+            prompt, answer = (str(decode(part, skip_special_tokens=True)) for part in (ids[:start], ids[start:end]))
+            found.append((ids[:start], prompt.strip(), answer.strip()))
+    return found
+
+
+def check_free(out: Path, resume: bool, overwrite: bool) -> None:
+    if resume and overwrite:
+        raise RunError("--resume goes on with a run, --overwrite begins anew: give one of them")
+    if out.exists() and not out.is_dir():
+        raise RunError(f"out: {out} is a file; name a directory")
+    if (out / "manifest.json").exists():
+        finished = read_manifest(out)["state"] == "finished"
+        if resume and finished:
+            raise RunError(f"{out}: this run has finished; --overwrite begins anew")
+        if not resume and not overwrite:
+            how = "--overwrite begins anew" if finished else "--resume goes on with it, --overwrite begins anew"
+            raise RunError(f"out: {out} already holds a run; {how}, out=DIR writes elsewhere")
+    elif out.is_dir() and (strange := [f.name for f in out.iterdir() if f.name not in (*OWN, ".lock")]):
+        raise RunError(f"out: {out} holds other files ({strange[0]}) and no run; name another directory")
+
+
+def _check_same(out: Path, recipe: Recipe, description: dict[str, Any]) -> None:
+    """RunError unless the run in `out` is the one that the recipe describes: a resumed run is one run."""
+    before = _flat(OmegaConf.to_container(OmegaConf.load(out / "recipe.yaml")))
+    now = _flat(recipe.config)
+    changed = [
+        f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
+        for key in sorted({*before, *now} - {"out", "compare"})
+        if before.get(key) != now.get(key)
+    ]
+    old = read_manifest(out)
+    for name, label in (("base", "the base model"), ("tokenizer", "the tokenizer"), ("data", "the data")):
+        if old[name] != description[name] and not changed:
+            changed.append(f"{label} has changed")
+    if changed:
+        raise RunError(*(f"--resume: {out} was begun otherwise: {change}" for change in changed))
+
+
+def _flat(value: Any, prefix: str = "") -> dict[str, Any]:
+    if not isinstance(value, dict):
+        return {prefix.removesuffix("."): value}
+    return {key: leaf for k, part in value.items() for key, leaf in _flat(part, f"{prefix}{k}.").items()}
+
+
+@contextmanager
+def _locked(out: Path) -> Iterator[None]:
+    from filelock import FileLock, Timeout
+
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        with FileLock(out / ".lock", timeout=0):
+            yield
+    except Timeout:
+        raise RunError(f"out: another process is at work in {out}") from None
+
+
+def _clear(out: Path) -> None:
+    # The manifest first: what is left after a kill in the middle is no run.
+    for name in sorted(OWN, key=lambda name: name != "manifest.json"):
+        path = out / name
+        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+
+
+def _forget_finish(out: Path) -> None:
+    for name in ("proof.safetensors", "comparison.json", "README.md"):
+        (out / name).unlink(missing_ok=True)
+
+
+def _newest_checkpoint(out: Path) -> Path | None:
+    """The last checkpoint; a folder of that name is whole, because it gets its name last."""
+    folders = (out / "checkpoints").glob("checkpoint-*") if (out / "checkpoints").is_dir() else ()
+    whole = [folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    return max(whole, key=_step, default=None)
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
+
+
+def _ledger_json(prepared: Prepared) -> str:
+    held_out = prepared.held_out
+    rows = [str(e.where(i)) for e, i in map(held_out.example, range(len(held_out)))] if held_out else []
+    return _json({"sources": [ledger.to_json() for ledger in prepared.ledgers], "held_out": rows})
+
+
+def _profile(recipe: Recipe) -> str:
+    return f", profile {recipe.profile}" if recipe.profile else ""
+
+
+def _json(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n"
+
+
+def _write(file: Path, text: str) -> None:
+    """Write the file whole or not at all."""
+    aside = file.with_name(f".{file.name}.writing")
+    try:
+        aside.write_text(text, "utf-8")
+        os.replace(aside, file)
+    finally:
+        aside.unlink(missing_ok=True)

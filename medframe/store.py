@@ -1,0 +1,155 @@
+"""Encoded examples on disk, memory-mapped, found again by the content of all they depend on."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.util
+import json
+import tempfile
+from array import array
+from collections.abc import Iterable
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import medframe
+from medframe import cache
+from medframe.dataset import BadRow, Sample, Where
+from medframe.encode import Encoded, Encoder, fingerprint, tokenizer_fingerprint
+from medframe.errors import DataError
+from medframe.ledger import Ledger
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from medframe.recipe import Source
+
+_CODE = ("dataset", "rows", "encode", "ledger", "store")
+"""The core's own modules that a row passes on its way into the store."""
+
+
+class Examples:
+    """The examples of one source: token ids and labels, read from disk as they are asked for."""
+
+    def __init__(self, folder: Path, temporary: tempfile.TemporaryDirectory[str] | None = None) -> None:
+        import numpy as np
+
+        self._temporary = temporary  # removed with this object
+        meta = json.loads((folder / "ledger.json").read_text("utf-8"))
+        self.folder = folder
+        self.ledger = Ledger.from_json(meta["ledger"])
+        self._files: list[str] = meta["files"]
+        self._ids = _map(folder / "ids", np.int32)
+        self._trained = _map(folder / "trained", np.bool_)
+        self._ends = _map(folder / "ends", np.int64)
+        self._lines = _map(folder / "lines", np.int64)
+        self._file = _map(folder / "file", np.int32)
+        self.supervised: NDArray[np.int32] = _map(folder / "supervised", np.int32)
+        """Tokens with a loss, by example."""
+        self.lengths: NDArray[np.int64] = np.diff(self._ends, prepend=0)
+        """Tokens, by example."""
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def ids(self, index: int) -> NDArray[np.int32]:
+        """Token ids, int32 [length]."""
+        return self._ids[self._ends[index] - self.lengths[index] : self._ends[index]]
+
+    def trained(self, index: int) -> NDArray[np.bool_]:
+        """Which tokens are trained, bool [length]."""
+        return self._trained[self._ends[index] - self.lengths[index] : self._ends[index]]
+
+    def where(self, index: int) -> Where:
+        """The row that the example came from."""
+        return Where(self._files[self._file[index]], int(self._lines[index]))
+
+
+def examples(source: Source, encoder: Encoder) -> Examples:
+    """The source's examples, encoded now or found in the cache; DataError as the limits say."""
+    content = source.dataset.fingerprint()
+    if content is None:
+        # Nothing tells whether this source still gives the same rows, so it is never reused.
+        temporary = tempfile.TemporaryDirectory(prefix="medframe-store-")
+        _write(Path(temporary.name), source, encoder)
+        return Examples(Path(temporary.name), temporary)
+    key = _key(source, encoder, content)
+    found = Examples(cache.made(f"store/{key}", lambda aside: _write(aside, source, encoder)))
+    found.ledger.source = source.name  # the same rows may have been encoded under another name
+    return found
+
+
+def limited(source: Source) -> Iterable[Sample | BadRow]:
+    """The source's samples and bad rows, no more than its limit."""
+    return islice(iter(source.dataset), source.mix.limit)
+
+
+def _write(folder: Path, source: Source, encoder: Encoder) -> None:
+    ledger = Ledger(source.name)
+    files: dict[str, int] = {}
+    names = {"ids": "i", "trained": "b", "ends": "q", "lines": "q", "file": "i", "supervised": "i"}
+    columns = {name: array(code) for name, code in names.items()}
+    streams = {name: (folder / name).open("wb") for name in names}
+    end = 0
+    try:
+        for count, outcome in enumerate(encoder.encode(limited(source)), 1):
+            ledger.add(outcome, encoder.limits)
+            for example in outcome.examples if isinstance(outcome, Encoded) else ():
+                end += len(example.ids)
+                columns["ids"].extend(example.ids)
+                columns["trained"].extend(example.trained)
+                columns["ends"].append(end)
+                columns["lines"].append(outcome.where.line)
+                columns["file"].append(files.setdefault(outcome.where.file, len(files)))
+                columns["supervised"].append(example.supervised)
+            if count % 1000 == 0:
+                for name, column in columns.items():
+                    column.tofile(streams[name])
+                    del column[:]
+        for name, column in columns.items():
+            column.tofile(streams[name])
+    finally:
+        for stream in streams.values():
+            stream.close()
+    if not ledger.rows:
+        raise DataError(f"data.{source.name}: no rows in {_shown(source)}")
+    meta = {"ledger": ledger.to_json(), "files": list(files)}
+    (folder / "ledger.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
+
+
+def _key(source: Source, encoder: Encoder, content: str) -> str:
+    parts: dict[str, Any] = {
+        "medframe": medframe.__version__,
+        "code": [_module_sha(f"medframe.{name}") for name in _CODE],
+        "dataset": [type(source.dataset).__qualname__, _module_sha(type(source.dataset).__module__)],
+        # Not source.config: that keeps its interpolations, and ${oc.env:X} may mean something else by now.
+        "section": {f.name: getattr(source.dataset, f.name) for f in fields(source.dataset)},
+        "limit": source.mix.limit,
+        "content": content,
+        "format": fingerprint(encoder.prompt, encoder.tokenizer),
+        "prompt": [repr(encoder.prompt), _module_sha(type(encoder.prompt).__module__)],
+        "tokenizer": tokenizer_fingerprint(encoder.tokenizer),
+        "limits": repr(encoder.limits),
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
+
+
+def _module_sha(module: str) -> str:
+    spec = importlib.util.find_spec(module)
+    if spec is None or spec.origin is None:
+        return module
+    return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
+
+
+def _map(file: Path, dtype: Any) -> NDArray[Any]:
+    import numpy as np
+
+    # An empty file cannot be mapped.
+    return np.memmap(file, dtype, "r") if file.stat().st_size else np.zeros(0, dtype)
+
+
+def _shown(source: Source) -> str:
+    path = source.dataset.path
+    return ", ".join(path) if isinstance(path, list) else path

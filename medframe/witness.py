@@ -1,0 +1,63 @@
+"""`python -m medframe.witness RUN`: a fresh process that loads a run and says what it computes.
+
+Reads prompts, a list of lists of ids, as JSON from standard input. Prints one line of JSON: {differs: null or how the
+logits differ from those recorded, answers: [before, after] for each prompt}. `medframe.proof.reloaded` starts it.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medframe import quiet
+from medframe.answer import Answerer
+from medframe.proof import WITNESS, logits
+from medframe.trained import open_run, trained
+from medframe.weights import attach
+
+if TYPE_CHECKING:
+    from medframe.encode import Encoder
+
+
+def main(out: Path, prompts: list[list[int]]) -> dict[str, Any]:
+    """Compare and answer, as the module says."""
+    import torch
+
+    quiet.libraries()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    run = open_run(out, proven=False)
+    base: Any = run.backbone.load_model()
+    base = base.to(device)
+    before = [_answer(base, run.encoder, ids) for ids in prompts]
+    # The adapter is not merged: as plain peft loads it.
+    adapter = out / "adapter"
+    model: Any = attach(base, adapter) if adapter.is_dir() else trained(run.backbone, out).load_model()
+    model = model.to(device).eval()
+    after = [_answer(model, run.encoder, ids) for ids in prompts]
+    return {"differs": _differs(model, out / WITNESS), "answers": list(zip(before, after, strict=True))}
+
+
+def _differs(model: Any, recorded: Path) -> str | None:
+    import torch
+    from safetensors.torch import load_file
+
+    tensors = load_file(recorded)
+    low = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
+    for name in [name for name in tensors if name.startswith("ids.")]:
+        expected = tensors[name.replace("ids.", "logits.")]
+        apart = float((logits(model, tensors[name]) - expected).abs().max())
+        # The order of sums may differ between two processes; a wrong tensor shows in the first digits.
+        allowed = (2e-2 if low else 1e-4) * max(1.0, float(expected.abs().max()))
+        if not apart <= allowed:
+            return f"logits differ by {apart:.2e}, more than {allowed:.2e}"
+    return None
+
+
+def _answer(model: Any, encoder: Encoder, ids: list[int]) -> str:
+    return "".join(Answerer(model, encoder).continued(ids, 128)).strip()
+
+
+if __name__ == "__main__":
+    print(json.dumps(main(Path(sys.argv[1]), json.load(sys.stdin))))

@@ -1,0 +1,8 @@
+"""medframe's own trainers."""
+
+import medframe
+
+
+@medframe.hookimpl
+def trainers() -> dict[str, str]:
+    return {"lora": "medframe_trainers.lora:Lora"}

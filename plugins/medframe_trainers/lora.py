@@ -1,0 +1,222 @@
+"""The `lora` trainer: its recipe section, and the adapter around the model."""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+import math
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medframe import Job, ProofError, RecipeError, Trainer
+from medframe_trainers.stream import Stream
+
+if TYPE_CHECKING:
+    from medframe.batch import Batches
+
+
+@dataclass(kw_only=True)
+class Lora(Trainer):
+    """LoRA adapters, by the Hugging Face Trainer and peft."""
+
+    rank: int = 8
+    """Rank of the adapters."""
+    alpha: float = 16
+    """The adapters' output is scaled by alpha / rank."""
+    dropout: float = 0.0
+    """Dropout on the adapters' input."""
+    targets: list[str] | None = None
+    """Modules to adapt, by the last part of their names; null: the backbone's own choice."""
+    modules_to_save: list[str] = field(default_factory=list)
+    """Modules trained whole and saved with the adapter, such as embed_tokens, lm_head."""
+    max_steps: int | None = None
+    """Optimizer steps; null: num_train_epochs decides."""
+    num_train_epochs: float = 3.0
+    """Passes over the training examples."""
+    learning_rate: float = 2e-4
+    """Peak learning rate."""
+    lr_scheduler_type: str = "linear"
+    """Schedule by transformers' name, such as linear, cosine, constant."""
+    lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of the schedule."""
+    warmup_steps: float = 0.0
+    """Steps of warm-up; below 1, a share of all steps."""
+    weight_decay: float = 0.0
+    """AdamW's weight decay."""
+    adam_beta1: float = 0.9
+    """AdamW's first decay rate."""
+    adam_beta2: float = 0.999
+    """AdamW's second decay rate."""
+    adam_epsilon: float = 1e-8
+    """AdamW's epsilon."""
+    max_grad_norm: float = 1.0
+    """Gradients are clipped to this norm; 0: never."""
+    optim: str = "adamw_torch"
+    """Optimizer by transformers' name."""
+    gradient_accumulation_steps: int = 1
+    """Micro-batches in an optimizer step."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, a quarter more time."""
+    bf16: bool = False
+    """Compute in bfloat16 under autocast."""
+    fp16: bool = False
+    """Compute in float16 under autocast, with loss scaling."""
+    neftune_noise_alpha: float | None = None
+    """Noise on the input embeddings while training (NEFTune)."""
+    logging_steps: int = 10
+    """Optimizer steps between two lines of metrics.jsonl."""
+    eval_steps: int | None = None
+    """Optimizer steps between two held-out losses; null: as save_steps."""
+    save_steps: int = 100
+    """Optimizer steps between two checkpoints."""
+    keep: int = 2
+    """Checkpoints kept."""
+    training_arguments: dict[str, Any] = field(default_factory=dict)
+    """Any other argument of transformers.TrainingArguments, by its own name."""
+
+    def __post_init__(self) -> None:
+        for name in (
+            "rank",
+            "gradient_accumulation_steps",
+            "logging_steps",
+            "save_steps",
+            "keep",
+            "max_steps",
+        ):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, not {value}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
+        if not self.num_train_epochs > 0:
+            raise ValueError(f"num_train_epochs must be above 0, not {self.num_train_epochs}")
+        if self.training_arguments:
+            self._check_training_arguments()
+
+    def _check_training_arguments(self) -> None:
+        own = set(_OWN) | {"keep", "save_total_limit"}
+        for name in self.training_arguments:
+            if name in own:
+                raise ValueError(f"training_arguments.{name} is a field of the trainer itself: name it once, there")
+            if name in _FRAMES:
+                raise ValueError(f"training_arguments.{name} is the frame's to set")
+            if name not in _known_arguments():
+                from difflib import get_close_matches
+
+                near = get_close_matches(name, _known_arguments(), n=1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise ValueError(f"training_arguments.{name} is no argument of the installed transformers{hint}")
+
+    def steps(self, train: Batches) -> int:
+        stream = Stream(train, self.num_train_epochs, 0 if self.max_steps else None)
+        return self.max_steps or math.ceil(len(stream) / self.gradient_accumulation_steps)
+
+    def fit(self, job: Job) -> None:
+        from peft import get_peft_model_state_dict
+        from transformers import set_seed
+
+        from medframe.proof import saved
+        from medframe_trainers.huggingface import fit
+
+        set_seed(job.seed)
+        model = self._adapted(job.load_model(), job.backbone.lora_targets)
+        if self.gradient_checkpointing:
+            model.enable_input_require_grads()
+        tensors = partial(get_peft_model_state_dict, model, save_embedding_layers=False)
+        start = {name: tensor.detach().clone() for name, tensor in tensors().items()}
+
+        def prove(folder: Path) -> None:
+            saved(tensors(), folder / "adapter_model.safetensors")
+
+        arguments = {name: getattr(self, name) for name in _OWN}
+        arguments["eval_steps"] = self.eval_steps or self.save_steps
+        if not self.gradient_checkpointing:
+            del arguments["gradient_checkpointing"]  # a deprecated name, though the one that users know
+        fit(job, model, {**arguments, **self.training_arguments}, self.keep, prove)
+        if all(tensor.equal(start[name].to(tensor.device)) for name, tensor in tensors().items()):
+            raise ProofError("trainer: no tensor of the adapter has changed: nothing was learnt")
+        with job.saving("adapter") as folder:
+            model.save_pretrained(str(folder), save_embedding_layers=False)
+            (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in; the run has a card
+            job.tokenizer.save_pretrained(str(folder))
+            prove(folder)
+        job.finish(model)
+
+    def _adapted(self, model: Any, backbones_choice: tuple[str, ...]) -> Any:
+        from peft import LoraConfig, get_peft_model
+
+        targets = self.targets or list(backbones_choice)
+        names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
+        for field_name, wanted in (("targets", targets), ("modules_to_save", self.modules_to_save)):
+            if missing := [module for module in wanted if module.rpartition(".")[2] not in names]:
+                leaves = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if not [*m.children()]})
+                raise RecipeError(
+                    f"trainer.{field_name}: the model has no module {', '.join(missing)}; it has {', '.join(leaves)}"
+                )
+        config = LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,  # type: ignore[arg-type]
+            lora_dropout=self.dropout,
+            target_modules=targets,
+            modules_to_save=self.modules_to_save or None,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
+        return get_peft_model(model, config)
+
+
+_OWN = (
+    "max_steps",
+    "num_train_epochs",
+    "learning_rate",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "warmup_steps",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "optim",
+    "gradient_accumulation_steps",
+    "gradient_checkpointing",
+    "bf16",
+    "fp16",
+    "neftune_noise_alpha",
+    "logging_steps",
+    "eval_steps",
+    "save_steps",
+)
+"""Fields that go to TrainingArguments under their own names."""
+_FRAMES = (
+    "output_dir",
+    "per_device_train_batch_size",
+    "per_device_eval_batch_size",
+    "seed",
+    "data_seed",
+    "remove_unused_columns",
+    "disable_tqdm",
+    "report_to",
+    "save_strategy",
+    "eval_strategy",
+    "eval_on_start",
+    "logging_nan_inf_filter",
+    "dataloader_pin_memory",
+    "resume_from_checkpoint",
+)
+
+
+def _known_arguments() -> list[str]:
+    """The arguments of the installed version, read from its text: importing it would take seconds."""
+    spec = importlib.util.find_spec("transformers")
+    assert spec is not None and spec.origin is not None
+    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text("utf-8"))
+    return [
+        statement.target.id
+        for node in tree.body
+        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
+        for statement in node.body
+        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
+    ]

@@ -1,0 +1,45 @@
+"""The loss over supervised tokens, computed only where there is a label."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from medframe.batch import Epoch
+
+
+def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
+    """The sum of the token losses of a micro-batch, and how many tokens it is a sum over.
+
+    Dividing by the supervised tokens of the whole optimizer step, not by those of the micro-batch, is what makes
+    packed, padded and accumulated batches give the same gradient.
+    """
+    import torch
+
+    inputs = dict(batch)
+    targets = inputs.pop("labels")[:, 1:]
+    keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
+    keep[:, :-1] = targets != -100
+    targets = targets[targets != -100]
+    # With a cache, transformers does not look at the positions of a packed row for borders.
+    logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
+    loss = torch.nn.functional.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets, reduction="sum")
+    return loss, len(targets)
+
+
+def mean_loss(model: Any, epoch: Epoch) -> float:
+    """The loss per supervised token over an epoch, without gradients; the model's mode is left as it was."""
+    import torch
+
+    was_training = model.training
+    device = next(model.parameters()).device
+    model.eval()
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for batch in epoch:
+            loss, tokens = token_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            total, count = total + float(loss), count + tokens
+    model.train(was_training)
+    return total / max(count, 1)

@@ -1,0 +1,272 @@
+"""Training through the command line: exact gradients, exact resume, interrupts, proofs."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+SMALL = [
+    "backbone.weights=tiny",
+    "held_out={rows: 4}",
+    "trainer.save_steps=4",
+    "trainer.logging_steps=1",
+    "trainer.modules_to_save=[]",
+    "trainer.learning_rate=1e-3",
+    "trainer.warmup_steps=0",
+    "compare=0",
+]
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Twenty-two consultations of unequal length."""
+    file = tmp_path_factory.mktemp("data") / "rows.jsonl"
+    rows = [
+        {"query": f"第{n}位患者：" + "头痛三天，" * (n % 7 + 1), "response": "建议多休息，" * (n % 5 + 1) + f"第{n}天复诊。"}
+        for n in range(22)
+    ]
+    file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
+    return file
+
+
+def command(*arguments: object) -> list[str]:
+    return [sys.executable, "-m", "medframe", *map(str, arguments)]
+
+
+def start(data: Path, out: Path, *overrides: str, **options: object) -> subprocess.Popen[str]:
+    line = command("run", "chatmed", f"data.consult.path={data}", f"out={out}", *SMALL, *overrides)
+    return subprocess.Popen(line, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)  # type: ignore[call-overload, no-any-return]
+
+
+def train(data: Path, out: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
+    process = start(data, out, *overrides)
+    printed, errors = process.communicate()
+    assert "Traceback" not in errors, errors
+    return subprocess.CompletedProcess([], process.returncode, printed, errors)
+
+
+def metrics(out: Path, name: str) -> dict[int, float]:
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    return {line["step"]: line[name] for line in lines if name in line}
+
+
+def wait_for(path: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def test_packed_and_padded_training_have_the_same_gradients_and_isolation_is_what_makes_it_so(
+    data: Path,
+) -> None:
+    from medframe.batch import Batches, Batching, Selection, supervised
+    from medframe.compose import compose
+    from medframe.prepare import prepare
+    from medframe.recipe import build
+    from medframe.shipped import recipes
+    from medframe_trainers.loss import token_loss
+
+    recipe = build(compose(recipes()["chatmed"], [f"data.consult.path={data}", "held_out=null"]))
+    (whole,) = prepare(recipe).train.selections
+    selection = Selection(whole.examples, whole.indices[:9])
+    assert len(set(whole.examples.lengths[:9])) > 5
+    model = recipe.backbone.load_model().train()
+
+    def gradients(batching: Batching, isolated: bool = True) -> dict[str, torch.Tensor]:
+        batches = list(Batches([selection], batching, pad=0, seed=1).epoch(0))
+        assert len(batches) == 3  # accumulated into one step
+        total = sum(map(supervised, batches))
+        model.zero_grad()
+        for batch in batches:
+            if not isolated:
+                batch["position_ids"] = torch.arange(batch["input_ids"].shape[1])[None]
+            loss, _ = token_loss(model, batch)
+            (loss / total).backward()
+        return {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
+
+    def apart(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> float:
+        return max(float((one[n] - other[n]).norm() / other[n].norm()) for n in other)
+
+    tokens = int(whole.examples.lengths[:9].sum()) // 3 + 40
+    padded = gradients(Batching(kind="padded", rows=3))
+    assert apart(gradients(Batching(kind="packed", tokens=tokens)), padded) < 1e-5
+    assert apart(gradients(Batching(kind="packed", tokens=tokens), isolated=False), padded) > 1e-3
+
+
+def test_packed_and_padded_runs_take_the_same_step(data: Path, tmp_path: Path) -> None:
+    for kind in ("{kind: packed, tokens: 300}", "{kind: padded, rows: 5}"):
+        out = tmp_path / kind[7:13]
+        result = train(data, out, f"batching={kind}", "trainer.max_steps=1", "trainer.gradient_accumulation_steps=99")
+        # The stream goes on into further epochs, which hold the same examples: whole epochs are needed here.
+        assert result.returncode == 0, result.stderr
+    # With every example in one step, how they are batched does not matter.
+    one, other = (tmp_path / name for name in ("packed", "padded"))
+    assert metrics(one, "held_out_loss")[0] == pytest.approx(metrics(other, "held_out_loss")[0], rel=1e-5)
+
+
+def test_a_run_killed_at_any_time_resumes_to_the_same_losses_and_weights(data: Path, tmp_path: Path) -> None:
+    settings = ["trainer.max_steps=12", "trainer.dropout=0.1", "batching={kind: packed, tokens: 400}"]
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    assert train(data, straight, *settings).returncode == 0
+
+    process = start(data, killed, *settings, start_new_session=True)
+    wait_for(killed / "checkpoints" / "checkpoint-4", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    left = json.loads((killed / "manifest.json").read_text("utf-8"))
+    assert left["state"] == "training"
+
+    again = train(data, killed, *settings)
+    assert again.returncode == 2
+    assert "--resume" in again.stderr
+    resumed = train(data, killed, *settings, "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "Going on from checkpoint-" in resumed.stdout
+    assert metrics(killed, "loss") == metrics(straight, "loss")
+    assert metrics(killed, "held_out_loss") == metrics(straight, "held_out_loss")
+    one, other = (load_file(out / "adapter" / "adapter_model.safetensors") for out in (straight, killed))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_a_half_written_checkpoint_is_not_resumed_from(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(data, out, "trainer.max_steps=12", start_new_session=True)
+    wait_for(out / "checkpoints" / "checkpoint-4", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    half = out / "checkpoints" / "checkpoint-99.saving"
+    half.mkdir()
+    (half / "adapter_model.safetensors").write_bytes(b"half")
+    resumed = train(data, out, "trainer.max_steps=12", "--resume")
+    assert resumed.returncode == 0, resumed.stderr
+    assert "checkpoint-99" not in resumed.stdout
+
+
+def test_ctrl_c_saves_exits_130_and_resumes(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    settings = ["trainer.max_steps=400", "trainer.save_steps=300"]
+    process = start(data, out, *settings)
+    wait_for(out / "metrics.jsonl", process)
+    while (out / "metrics.jsonl").stat().st_size < 300:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    printed, errors = process.communicate()
+    assert process.returncode == 130, errors
+    assert "Traceback" not in errors
+    assert "--resume" in printed
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    assert 0 < int(checkpoint.name.rpartition("-")[2]) < 300
+    changed = train(data, out, *settings, "--resume", "trainer.learning_rate=5e-3")
+    assert changed.returncode == 2
+    assert "trainer.learning_rate: 0.001 then, 0.005 now" in changed.stderr
+
+
+def test_resume_where_nothing_was_begun_starts_at_the_beginning(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = train(data, out, "trainer.max_steps=2", "--resume")
+    assert result.returncode == 0, result.stderr
+    assert (out / "adapter" / "adapter_model.safetensors").exists()
+
+
+def test_changed_data_is_not_resumed_with(data: Path, tmp_path: Path) -> None:
+    own, out = tmp_path / "rows.jsonl", tmp_path / "run"
+    own.write_bytes(data.read_bytes())
+    process = start(own, out, "trainer.max_steps=50", start_new_session=True)
+    wait_for(out / "checkpoints" / "checkpoint-4", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    own.write_text(own.read_text("utf-8").replace("复诊", "再来"), "utf-8")
+    result = train(own, out, "trainer.max_steps=50", "--resume")
+    assert result.returncode == 2
+    assert "the data has changed" in result.stderr
+
+
+def test_a_full_disk_is_an_error_that_keeps_the_last_good_checkpoint(data: Path, tmp_path: Path) -> None:
+    import resource
+
+    out = tmp_path / "run"
+    # The second checkpoint's optimizer state does not fit: as on a full disk, a write is refused in the middle.
+    first = start(data, out, "trainer.max_steps=8", start_new_session=True)
+    wait_for(out / "checkpoints" / "checkpoint-4", first)
+    os.killpg(first.pid, signal.SIGKILL)
+    first.communicate()
+    limit = (out / "checkpoints" / "checkpoint-4" / "optimizer.pt").stat().st_size // 2
+    full = start(
+        data,
+        out,
+        "trainer.max_steps=8",
+        "--resume",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+    )
+    _, errors = full.communicate()
+    assert full.returncode == 1, errors
+    assert "Traceback" not in errors
+    assert "could not be written" in errors
+    assert [c.name for c in (out / "checkpoints").iterdir()] == ["checkpoint-4"]
+    assert train(data, out, "trainer.max_steps=8", "--resume").returncode == 0
+
+
+def test_a_run_in_the_way_is_never_lost_by_accident(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert train(data, out, "trainer.max_steps=1").returncode == 0
+    (out / "notes.txt").write_text("mine", "utf-8")
+    before = (out / "adapter" / "adapter_model.safetensors").read_bytes()
+    again = train(data, out, "trainer.max_steps=2")
+    assert again.returncode == 2
+    assert "already holds a run" in again.stderr
+    assert (out / "adapter" / "adapter_model.safetensors").read_bytes() == before
+    assert train(data, out, "trainer.max_steps=2", "--resume").returncode == 2  # it has finished
+    assert train(data, out, "trainer.max_steps=2", "--overwrite").returncode == 0
+    assert (out / "notes.txt").read_text("utf-8") == "mine"
+    other = tmp_path / "photos"
+    other.mkdir()
+    (other / "cat.jpg").write_text("cat", "utf-8")
+    result = train(data, other, "--overwrite")
+    assert result.returncode == 2
+    assert (other / "cat.jpg").exists()
+    assert train(data, tmp_path / "run" / "notes.txt").returncode == 2
+
+
+def test_training_that_diverges_is_a_failure_not_a_run(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    result = train(data, out, "trainer.max_steps=8", "trainer.learning_rate=1e30", "trainer.max_grad_norm=0")
+    assert result.returncode == 1
+    assert "not finite" in result.stderr
+    assert json.loads((out / "manifest.json").read_text("utf-8"))["state"] == "training"
+
+
+def test_wrong_modules_are_named(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", "trainer.targets=[q_porj]")
+    assert result.returncode == 2
+    assert "q_porj" in result.stderr
+    assert "q_proj" in result.stderr
+
+
+def test_broken_weights_are_named(data: Path, tmp_path: Path) -> None:
+    from medframe_backbones.llama import Llama
+
+    weights = tmp_path / "llama"
+    weights.mkdir()
+    tiny = Llama()
+    tiny.make_tiny_tokenizer(weights)
+    tiny.make_tiny_weights(weights)
+    tensors = load_file(weights / "model.safetensors")
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, weights / "model.safetensors", metadata={"format": "pt"})
+    result = train(data, tmp_path / "run", f"backbone.weights={weights}")
+    assert result.returncode == 2
+    assert "model.layers.1.mlp.up_proj.weight" in result.stderr
+    (weights / "model.safetensors").write_bytes(b"\x10\x00\x00")
+    result = train(data, tmp_path / "run", f"backbone.weights={weights}")
+    assert result.returncode == 2
