@@ -1,6 +1,7 @@
 """medframe's public names; importing them loads neither torch nor transformers."""
 
 from medframe.backbone import Backbone
+from medframe.batch import Batches
 from medframe.dataset import BadRow, DatasetSource, Row, Sample, Turn, Where
 from medframe.errors import (
     BackboneError,
@@ -22,6 +23,7 @@ __all__ = [
     "Backbone",
     "BackboneError",
     "BadRow",
+    "Batches",
     "Control",
     "DataError",
     "DatasetSource",

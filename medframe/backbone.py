@@ -71,13 +71,13 @@ class Backbone(ABC):
         from medframe.weights import locate
 
         if self.tokenizer is not None:
-            return locate(self.tokenizer, "tokenizer")
+            return locate(self.tokenizer, "tokenizer", tokenizer_only=True)
         for adapter in reversed(self.adapters):
             if (found := locate(adapter, "adapters")) and (found / "tokenizer_config.json").is_file():
                 return found
         if self.weights == "tiny":
             return cache.made(f"tiny/{self._tiny_name()}-tokenizer", self.make_tiny_tokenizer)
-        return locate(self.weights)
+        return locate(self.weights, tokenizer_only=True)
 
     def read(self, cls: type[Any]) -> PreTrainedModel:
         """The model of this transformers class from `directory()`, with the adapters merged; else BackboneError."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 from medframe.errors import BackboneError, DataError, RecipeError
@@ -83,6 +84,8 @@ class Batches:
         """Why `auto` pads, where it does."""
         if self.kind == "packed":
             self._check_lengths()
+        if self.kind == "blocks" and any(selection.weight != 1 for selection in selections):
+            raise RecipeError("data: weight is not read by batching.kind blocks, which takes every example once")
 
     def suit(self, model: PreTrainedModel) -> None:
         """Prove that this model keeps packed samples apart; where not, `auto` pads and `packed` is a BackboneError."""
@@ -136,17 +139,20 @@ class Batches:
         return random.permutation(order) if self.shuffle else order
 
     def _packs(self, order: NDArray[np.int64]) -> list[Any]:
+        import numpy as np
+
         limit = self.batching.tokens or 8192
-        packs: list[Any] = []
-        start = room = 0
-        for position, (which, index) in enumerate(order):
-            length = int(self.selections[which].examples.lengths[index])
+        lengths = np.zeros(len(order), np.int64)
+        for which, selection in enumerate(self.selections):
+            mine = order[:, 0] == which
+            lengths[mine] = selection.examples.lengths[order[mine, 1]]
+        borders, room = [], 0
+        for position, length in enumerate(lengths.tolist()):
             if length > room:
-                if position:
-                    packs.append(order[start:position])
-                start, room = position, limit
+                borders.append(position)
+                room = limit
             room -= length
-        return [*packs, order[start:]] if len(order) else []
+        return [order[start:end] for start, end in pairwise([*borders, len(order)])]
 
     def _chunks(self, items: Any, size: int) -> list[Any]:
         return [items[i : i + size] for i in range(0, len(items), size)]

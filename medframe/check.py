@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -16,6 +17,7 @@ from medframe.prepare import Prepared, prepare
 from medframe.recipe import Recipe, Source, build
 from medframe.run import check_free
 from medframe.store import limited
+from medframe.weights import HUB_ID
 
 
 @dataclass
@@ -49,7 +51,9 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     if report.to_give:
         return report
     _note(report, lambda: check_free(recipe.out, resume=False, overwrite=False))
-    if recipe.backbone.weights != "tiny":
+    # A tiny model would be made, a hub model fetched: neither is looked at here.
+    weights = recipe.backbone.weights
+    if weights != "tiny" and (Path(weights).exists() or not re.fullmatch(HUB_ID, weights)):
         _note(report, recipe.backbone.directory)
     # Every row is read here: one that would stop the run is one problem among others.
     tolerant = replace(recipe, limits=replace(recipe.limits, on_bad_row="skip", on_unlearnable="skip"))

@@ -50,7 +50,7 @@ class Composed:
         while (layer := self.origin(parent)) is None:
             parent, _, _ = parent.rpartition(".")
             if not parent:
-                return "recipe"
+                return next((_shown(layer.file) for layer in reversed(self.layers) if layer.file), "recipe")
         if layer.file is None:
             return "command line"
         return f"{_shown(layer.file)}:{_line(layer.file, (*layer.within, *parent.split('.')))}"

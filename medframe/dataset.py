@@ -110,6 +110,9 @@ class DatasetSource(ABC):
                 yield self.sample(row)
             except DataError as error:
                 yield BadRow(row.where, str(error))
+            except Exception as error:
+                # A slip in the plugin; where it happened is what its author needs to know.
+                yield BadRow(row.where, f"{type(self).__name__}.sample failed: {type(error).__name__}: {error}")
 
     def fingerprint(self) -> str | None:
         """sha256 of all that the samples depend on besides the fields; None: it cannot be known, read anew each run."""

@@ -69,9 +69,8 @@ class Component:
             cls = getattr(importlib.import_module(module), name)
         except (Exception, SystemExit) as error:
             raise PluginError(f"{self._who()} cannot be imported: {type(error).__name__}: {error}") from error
-        problem = _problem(cls, self.kind)
-        if problem:
-            raise PluginError(f"{self._who()} {problem}")
+        if found := problem(cls, self.kind):
+            raise PluginError(f"{self._who()} {found}")
         return cls  # type: ignore[no-any-return]
 
     def _who(self) -> str:
@@ -158,7 +157,7 @@ def _mark_clashes(components: list[Component]) -> Iterator[Component]:
         yield component
 
 
-def _problem(cls: Any, kind: str) -> str | None:
+def problem(cls: Any, kind: str) -> str | None:
     """Why `cls` cannot serve as a component of this kind; None when it can."""
     contract = CONTRACTS[kind]  # type: ignore[index]
     if not (isinstance(cls, type) and issubclass(cls, contract)):
@@ -169,6 +168,8 @@ def _problem(cls: Any, kind: str) -> str | None:
         return f"does not implement {', '.join(missing)}"
     if taken := FRAME_KEYS[kind] & set(cls.__dataclass_fields__):  # type: ignore[index]
         return f"has a field named {', '.join(sorted(taken))}, which is the frame's own key"
+    if hidden := sorted(set(cls.__dataclass_fields__) & (set(dir(contract)) - set(contract.__dataclass_fields__))):  # type: ignore[attr-defined]
+        return f"has a field named {', '.join(hidden)}, which hides what the contract has under that name"
     from omegaconf import OmegaConf
 
     try:

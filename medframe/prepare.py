@@ -44,6 +44,12 @@ def prepare(recipe: Recipe) -> Prepared:
                 f"first {first.file}:{first.line}: {first.why}"
             )
     train, held = _selections(recipe, sources, stores)
+    for source, selection in zip(sources, train, strict=True):
+        if not round(selection.weight * len(selection.indices)):
+            raise DataError(
+                f"data.{source.name}: weight {selection.weight} leaves none of its "
+                f"{len(selection.indices)} training examples in an epoch"
+            )
     if apart:
         held = [_whole(stores[apart.name], 1.0)]
     pad = tokenizer.pad_token_id

@@ -49,6 +49,7 @@ def reloaded(out: Path, prompts: Sequence[Sequence[int]]) -> list[tuple[str, str
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
+        start_new_session=True,  # Ctrl-C reaches us alone, and ends it by ending us
     )
     if child.returncode:
         raise ProofError(f"{out}: the saved weights could not be loaded and run in a fresh process (above)")

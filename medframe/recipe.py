@@ -210,6 +210,8 @@ class _Builder:
             self.config["held_out"] = None
             return None
         if isinstance(section, dict) and "use" in section:
+            if "weight" in section:
+                self._problem("held_out.weight", "unknown key: what is held out is measured, not mixed")
             return self._source("held_out", "held_out", section)
         return self._section(Split, "held_out", section)
 
@@ -272,9 +274,8 @@ class _Builder:
         if self.problems and OmegaConf.missing_keys(config):
             return None
         try:
-            # Fields of the recipe as a whole may be referred to by interpolation.
-            whole = OmegaConf.create(OmegaConf.to_container(self.composed.config, resolve=False))
-            config._set_parent(whole)
+            # Any key of the recipe may be referred to by interpolation, the frame's defaults too.
+            config._set_parent(OmegaConf.merge({"seed": Frame.seed, "compare": Frame.compare}, self.composed.config))
             OmegaConf.resolve(config)
             if OmegaConf.missing_keys(config):
                 values: Any = OmegaConf.to_container(config)
@@ -294,8 +295,9 @@ class _Builder:
     def _verbatim(self, key: str, type_name: str, value: Any) -> Any:
         """A command-line value for a text field as it was typed: `007` and `no` are not YAML there."""
         typed = self.composed.overrides.get(key)
-        words = re.split(r"\s*\|\s*", type_name)
-        if typed is None or "str" not in words or (value is None and "None" in words):
+        words = re.split(r"\s*\|\s*", re.sub(r"Optional\[(.*)\]", r"\1 | None", type_name))
+        is_text = "str" in words or repr(typed) in type_name.replace('"', "'")
+        if typed is None or not is_text or (value is None and "None" in words):
             return value
         if isinstance(value, list | dict) or "${" in typed or typed == MISSING:
             return value
@@ -304,17 +306,16 @@ class _Builder:
     def _rooted(self, key: str, value: Any, hub_ids: bool) -> Any:
         """The path made absolute, from the folder of the file that wrote it, or the working directory.
 
-        Bare words (`tiny`, `sample`, `random:7b`) stay; so does what may be a hub id and is no file here.
+        What names no file there stays where it may be a word (`tiny`, `sample`, `random:7b`) or a hub id.
         """
         if isinstance(value, list):
             return [self._rooted(key, each, hub_ids) for each in value]
-        if not isinstance(value, str) or "${" in value or re.fullmatch(r"\w[\w-]*(:[\w.-]+)?|\?\?\?", value):
+        if not isinstance(value, str) or "${" in value or value in ("tiny", "sample", MISSING):
             return value
         origin = self.composed.origin(key)
         path = (origin.base if origin else Path.cwd()) / Path(value).expanduser()
-        if hub_ids and re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", value) and not path.exists():
-            return value
-        return str(path.resolve())
+        word = r"\w[\w-]*(:[\w.-]+)?" + (r"|[\w-][\w.-]*/[\w-][\w.-]*" if hub_ids else "")
+        return value if re.fullmatch(word, value) and not path.exists() else str(path.resolve())
 
     def _stored(self, path: str) -> Mapping[str, Any]:
         section: Any = self.config
@@ -334,4 +335,5 @@ class _Builder:
         self._problem(key, f"unknown key; {hint}")
 
     def _problem(self, key: str, *messages: str) -> None:
-        self.problems += [f"{self.composed.place(key)}: {key}: {message}" for message in messages]
+        where = self.composed.place(key) if key == "recipe" else f"{self.composed.place(key)}: {key}"
+        self.problems += [f"{where}: {message}" for message in messages]

@@ -81,6 +81,12 @@ class Job:
             for left in (aside, old):
                 shutil.rmtree(left, ignore_errors=True)
 
+    def prove(self, live: Mapping[str, torch.Tensor], file: Path) -> None:
+        """Reopen a safetensors file: names, shapes and bytes must be the live tensors', all finite; else ProofError."""
+        from medframe.proof import saved
+
+        saved(live, file)
+
     def finish(self, model: torch.nn.Module) -> None:
         """Record what the live, trained model computes: what was saved must compute the same when it is loaded again.
 

@@ -13,19 +13,28 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 
-def locate(name: str, what: str = "weights") -> Path:
-    """The local directory of `name`, a directory or a hub id, which is fetched; BackboneError when there is none."""
+HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+
+
+def locate(name: str, what: str = "weights", tokenizer_only: bool = False) -> Path:
+    """The local directory of `name`, a directory or a hub id; BackboneError about the field `what` when there is none.
+
+    Of a hub model, the weights are not fetched with `tokenizer_only`.
+    """
     path = Path(name).expanduser()
     if path.is_dir():
         return path
     if path.exists():
         raise BackboneError(f"backbone.{what}: {path} is a file; give the directory it lies in")
-    if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", name):
+    if not re.fullmatch(HUB_ID, name):
         raise BackboneError(f"backbone.{what}: no directory {path}")
     from huggingface_hub import snapshot_download
 
+    kinds = ["*.json", "*.model", "*.jinja", "*.txt"]
+    if not tokenizer_only:
+        kinds += ["*.safetensors", "*.bin"]
     try:
-        return Path(snapshot_download(name, ignore_patterns=["*.msgpack", "*.h5", "*.onnx", "*.py"]))
+        return Path(snapshot_download(name, allow_patterns=kinds))
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise BackboneError(f"backbone.{what}: no directory {name!r}, and no such hub model: {reason}") from error

@@ -97,9 +97,7 @@ def test_a_path_that_names_no_file_says_what_would(write: Any, tmp_path: Path, n
 
 
 @pytest.mark.parametrize("nothing", ["", [], ["a.jsonl", ""]])
-def test_an_empty_path_is_an_error(
-    nothing: str | list[str], write: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_empty_path_is_an_error(nothing: str | list[str], write: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(write("a.jsonl", "").parent)
     with pytest.raises(DataError, match="path: empty"):
         find(nothing)
@@ -291,9 +289,7 @@ def test_a_csv_that_begins_like_json_is_still_csv(write: Any) -> None:
 
 
 def test_columns_without_a_name_are_called_by_position(write: Any) -> None:
-    assert values(write("a.csv", ",q, ,\n0,1,2,3\n")) == [
-        {"column1": "0", "q": "1", "column3": "2", "column4": "3"}
-    ]
+    assert values(write("a.csv", ",q, ,\n0,1,2,3\n")) == [{"column1": "0", "q": "1", "column3": "2", "column4": "3"}]
 
 
 def test_two_columns_of_one_name_are_an_error(write: Any) -> None:

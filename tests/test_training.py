@@ -31,7 +31,10 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Twenty-two consultations of unequal length."""
     file = tmp_path_factory.mktemp("data") / "rows.jsonl"
     rows = [
-        {"query": f"第{n}位患者：" + "头痛三天，" * (n % 7 + 1), "response": "建议多休息，" * (n % 5 + 1) + f"第{n}天复诊。"}
+        {
+            "query": f"第{n}位患者：" + "头痛三天，" * (n % 7 + 1),
+            "response": "建议多休息，" * (n % 5 + 1) + f"第{n}天复诊。",
+        }
         for n in range(22)
     ]
     file.write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")

@@ -28,14 +28,15 @@ def command(recipe: str, overrides: tuple[str, ...], all_profiles: bool, as_json
 
     from medframe import quiet
     from medframe.check import check
-    from medframe.cli.composing import composed
+    from medframe.cli.composing import found
+    from medframe.compose import compose
 
     quiet.libraries()
-    first = composed(recipe, overrides)
-    profiles = sorted({name for layer in first.layers for name in layer.profiles}) if all_profiles else []
-    reports = [check(composed(recipe, [*overrides, f"profile={name}"]), open_ended=True) for name in profiles] or [
-        check(first)
-    ]
+    file = found(recipe)
+    composed = compose(file, overrides)
+    profiles = sorted({name for layer in composed.layers for name in layer.profiles}) if all_profiles else []
+    reports = [check(compose(file, [*overrides, f"profile={name}"]), open_ended=True) for name in profiles]
+    reports = reports or [check(composed)]
     if as_json:
         for report in reports:
             click.echo(json.dumps(asdict(report), ensure_ascii=False))

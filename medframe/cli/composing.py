@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
@@ -12,11 +13,17 @@ if TYPE_CHECKING:
 
 
 def composed(recipe: str, overrides: Sequence[str]) -> Composed:
-    """The recipe, from here or, said on standard error, from among the shipped ones."""
-    from medframe import shipped
+    """The recipe composed with the overrides."""
     from medframe.compose import compose
+
+    return compose(found(recipe), overrides)
+
+
+def found(recipe: str) -> Path:
+    """The recipe's file here or, said on standard error, among the shipped ones."""
+    from medframe import shipped
 
     file, is_shipped = shipped.find(recipe)
     if is_shipped:
         click.echo(f"{recipe} is not here; using the shipped recipe {file}", err=True)
-    return compose(file, overrides)
+    return file

@@ -44,9 +44,9 @@ def command(component: str | None, as_json: bool) -> None:
         ]
         for row in rows
     ]
-    widths = [max(len(line[i]) for line in [heads, *table]) for i in range(len(heads))]
+    widths = [max(_columns(line[i]) for line in [heads, *table]) for i in range(len(heads))]
     for line in [heads, *table]:
-        text = "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        text = "  ".join(cell + " " * (width - _columns(cell)) for cell, width in zip(line, widths, strict=True))
         click.echo(text.rstrip())
     for row in rows:
         if row["error"]:
@@ -76,6 +76,13 @@ def _detail(component: str, as_json: bool) -> None:
             click.echo(f"      {' '.join(field.meaning.split())}")
     keys = ", ".join(sorted(FRAME_KEYS[kind]))  # type: ignore[index]
     click.echo(f"\nThe section also takes the frame's own keys: {keys}.")
+
+
+def _columns(text: str) -> int:
+    """Columns that the text takes on a terminal: a Chinese character takes two."""
+    from unicodedata import east_asian_width
+
+    return sum(2 if east_asian_width(character) in "WF" else 1 for character in text)
 
 
 def _shown(default: object) -> str:

@@ -36,13 +36,16 @@ def command(recipe: str, overrides: tuple[str, ...], count: int, as_json: bool, 
     built = build(composed(recipe, overrides))
     tokenizer = built.backbone.load_tokenizer()
     shown = _rows(built) if rows else _samples(built, tokenizer)
-    for item in islice(shown, count):
+    number = 0
+    for number, item in enumerate(islice(shown, count), 1):  # noqa: B007
         item["text"] = tokenizer.decode(item["input_ids"])
         if as_json:
             order = ("id", "input_ids", "labels", "text", "shortened")
             click.echo(json.dumps({key: item[key] for key in order}, ensure_ascii=False))
         else:
             _show(item, tokenizer)
+    if not number:
+        click.echo("Nothing to show: no row can be learnt from.", err=True)
 
 
 def _samples(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:

@@ -14,7 +14,7 @@ from medframe import Job, ProofError, RecipeError, Trainer
 from medframe_trainers.stream import Stream
 
 if TYPE_CHECKING:
-    from medframe.batch import Batches
+    from medframe import Batches
 
 
 @dataclass(kw_only=True)
@@ -90,8 +90,8 @@ class Lora(Trainer):
                 raise ValueError(f"{name} must be at least 1, not {value}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
-        if not self.num_train_epochs > 0:
-            raise ValueError(f"num_train_epochs must be above 0, not {self.num_train_epochs}")
+        if not 0 < self.num_train_epochs < math.inf:
+            raise ValueError(f"num_train_epochs must be above 0 and finite, not {self.num_train_epochs}")
         if self.training_arguments:
             self._check_training_arguments()
 
@@ -105,19 +105,19 @@ class Lora(Trainer):
             if name not in _known_arguments():
                 from difflib import get_close_matches
 
-                near = get_close_matches(name, _known_arguments(), n=1)
+                near = get_close_matches(name, set(_known_arguments()) - own - set(_FRAMES), n=1)
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise ValueError(f"training_arguments.{name} is no argument of the installed transformers{hint}")
 
     def steps(self, train: Batches) -> int:
-        stream = Stream(train, self.num_train_epochs, 0 if self.max_steps else None)
-        return self.max_steps or math.ceil(len(stream) / self.gradient_accumulation_steps)
+        if self.max_steps:
+            return self.max_steps
+        return math.ceil(len(Stream(train, self.num_train_epochs, None)) / self.gradient_accumulation_steps)
 
     def fit(self, job: Job) -> None:
         from peft import get_peft_model_state_dict
         from transformers import set_seed
 
-        from medframe.proof import saved
         from medframe_trainers.huggingface import fit
 
         set_seed(job.seed)
@@ -128,7 +128,7 @@ class Lora(Trainer):
         start = {name: tensor.detach().clone() for name, tensor in tensors().items()}
 
         def prove(folder: Path) -> None:
-            saved(tensors(), folder / "adapter_model.safetensors")
+            job.prove(tensors(), folder / "adapter_model.safetensors")
 
         arguments = {name: getattr(self, name) for name in _OWN}
         arguments["eval_steps"] = self.eval_steps or self.save_steps

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    import torch
+    from collections.abc import Iterable
 
-    from medframe.batch import Epoch
+    import torch
 
 
 def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
@@ -29,7 +29,7 @@ def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     return loss, len(targets)
 
 
-def mean_loss(model: Any, epoch: Epoch) -> float:
+def mean_loss(model: Any, epoch: Iterable[dict[str, torch.Tensor]]) -> float:
     """The loss per supervised token over an epoch, without gradients; the model's mode is left as it was."""
     import torch
 

@@ -8,7 +8,11 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from medframe.batch import Batches, MicroBatch
+    import torch
+
+    from medframe import Batches
+
+    MicroBatch = dict[str, torch.Tensor]
 
 
 class Stream:

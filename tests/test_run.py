@@ -1,0 +1,218 @@
+"""The shipped recipe from its sample to an adapter that answers: it learns, it is bound, it is proven."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+ROOT = Path(__file__).parents[1]
+SAMPLE = ROOT / "plugins/medframe_datasets/samples/chatmed_consult.jsonl"
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """The embedded profile as a user runs it: its run directory, and what was printed."""
+    out = tmp_path_factory.mktemp("embedded") / "run"
+    line = [sys.executable, "-m", "medframe", "run", str(ROOT / "recipes/chatmed.yaml"), f"out={out}"]
+    result = subprocess.run(line, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return out, result.stdout
+
+
+@pytest.fixture
+def copy(finished: tuple[Path, str], tmp_path: Path) -> Path:
+    """The finished run, to be tampered with."""
+    out = tmp_path / "run"
+    shutil.copytree(finished[0], out, ignore=shutil.ignore_patterns("checkpoints"))
+    return out
+
+
+def chat(out: Path, *options: object, typed: str = "头痛\n") -> subprocess.CompletedProcess[str]:
+    line = [sys.executable, "-m", "medframe", "chat", str(out), "--max-new-tokens", "64", *map(str, options)]
+    result = subprocess.run(line, input=typed, capture_output=True, text=True)
+    assert "Traceback" not in result.stderr, result.stderr
+    return result
+
+
+def manifest(out: Path) -> dict[str, object]:
+    loaded: dict[str, object] = json.loads((out / "manifest.json").read_text("utf-8"))
+    return loaded
+
+
+def tiny_llama(folder: Path) -> Path:
+    from medframe_backbones.llama import Llama
+
+    folder.mkdir()
+    Llama().make_tiny_tokenizer(folder)
+    Llama().make_tiny_weights(folder)
+    return folder
+
+
+def test_the_embedded_profile_learns(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    lines = [json.loads(line) for line in (out / "metrics.jsonl").read_text("utf-8").splitlines()]
+    losses = [line["held_out_loss"] for line in lines if "held_out_loss" in line]
+    assert losses[0] > 7
+    assert losses[-1] < 0.2
+
+
+def test_held_out_questions_are_answered_rightly(finished: tuple[Path, str]) -> None:
+    from medframe.answer import Answerer
+    from medframe.dataset import Turn
+    from medframe.trained import open_run
+
+    out, _ = finished
+    run = open_run(out)
+    answerer = Answerer(run.model(), run.encoder)
+    rows = SAMPLE.read_text("utf-8").splitlines()
+    held_out = json.loads((out / "ledger.json").read_text("utf-8"))["held_out"]
+    assert len(held_out) == 32
+    right = 0
+    for place in held_out:
+        row = json.loads(rows[int(place.rpartition(":")[2]) - 1])
+        said = answerer.answer([Turn("user", row["query"])], 128)
+        right += all(row[name] in said for name in ("condition", "department", "advice"))
+    assert right >= 25
+
+
+def test_no_question_or_answer_of_the_sample_occurs_twice() -> None:
+    rows = [json.loads(line) for line in SAMPLE.read_text("utf-8").splitlines()]
+    assert len(rows) == 320
+    assert len({row["query"] for row in rows}) == len(rows)
+    assert len({row["response"] for row in rows}) == len(rows)
+    assert len({row["condition"] for row in rows}) == 32
+
+
+def test_the_run_ends_with_answers_before_and_after(finished: tuple[Path, str]) -> None:
+    out, printed = finished
+    assert "a proof of the pipeline, not of medicine" in printed
+    compared = json.loads((out / "comparison.json").read_text("utf-8"))
+    assert len(compared) == 5
+    assert all(row["before"] != row["after"] for row in compared)
+    assert f"medframe chat {out}" in printed
+
+
+def test_the_run_directory_holds_what_it_says(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    names = {"recipe.yaml", "manifest.json", "ledger.json", "metrics.jsonl", "comparison.json", "README.md"}
+    assert names | {"checkpoints", "adapter"} <= {file.name for file in out.iterdir()}
+    assert manifest(out)["state"] == "finished"
+    assert manifest(out)["batching"] == {"kind": "packed", "reason": None}
+    assert not list(out.rglob("*.saving"))
+    assert "320 rows, 320 kept" in (out / "README.md").read_text("utf-8")
+
+
+def test_the_recipe_in_the_run_directory_runs_again(finished: tuple[Path, str]) -> None:
+    out, _ = finished
+    line = [sys.executable, "-m", "medframe", "run", str(out / "recipe.yaml"), "--print"]
+    again = subprocess.run(line, capture_output=True, text=True)
+    assert again.returncode == 0, again.stderr
+    assert again.stdout.splitlines() == (out / "recipe.yaml").read_text("utf-8").splitlines()[1:]
+
+
+def test_the_adapter_loads_with_plain_peft_and_its_tokenizer_with_plain_transformers(
+    finished: tuple[Path, str],
+) -> None:
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from medframe.encode import tokenizer_fingerprint
+
+    out, _ = finished
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text("utf-8"))
+    base = AutoModelForCausalLM.from_pretrained(config["base_model_name_or_path"])
+    model = PeftModel.from_pretrained(base, str(out / "adapter"))
+    tokenizer = AutoTokenizer.from_pretrained(out / "adapter")
+    assert tokenizer_fingerprint(tokenizer) == manifest(out)["tokenizer"]
+    # legacy=True has survived: what follows a special token begins with the dummy prefix.
+    assert tokenizer.convert_ids_to_tokens(tokenizer("<s>问", add_special_tokens=False).input_ids) == ["<s>", "▁", "问"]
+    inputs = tokenizer("问：\n我脚趾缝痒，还脱皮\n答：\n", return_tensors="pt")
+    said = model.generate(**inputs, max_new_tokens=80, do_sample=False)
+    assert "足癣" in tokenizer.decode(said[0])
+
+
+def test_chat_answers_and_says_that_this_format_has_no_turns(finished: tuple[Path, str]) -> None:
+    result = chat(finished[0], typed="我脚趾缝痒，还脱皮，怎么办？\n/clear\n/exit\n")
+    assert result.returncode == 0, result.stderr
+    assert "足癣" in result.stdout
+    assert "This format has no turns" in result.stdout
+    assert "(forgotten)" in result.stdout
+
+
+def test_chat_refuses_a_base_model_with_one_perturbed_tensor(copy: Path, tmp_path: Path) -> None:
+    base = tiny_llama(tmp_path / "base")
+    assert chat(copy, "--base", base).returncode == 0
+    tensors = load_file(base / "model.safetensors")
+    name = "model.layers.2.mlp.up_proj.weight"
+    tensors[name].view(-1)[1234] += 1e-3
+    save_file(tensors, base / "model.safetensors", metadata={"format": "pt"})
+    result = chat(copy, "--base", base)
+    assert result.returncode == 2
+    assert name in result.stderr
+    assert "expected fingerprint" in result.stderr
+    assert "found" in result.stderr
+
+
+def test_chat_refuses_another_tokenizer(copy: Path) -> None:
+    file = copy / "adapter" / "tokenizer.json"
+    tokenizer = json.loads(file.read_text("utf-8"))
+    vocab = tokenizer["model"]["vocab"]
+    vocab["头"], vocab["痛"] = vocab["痛"], vocab["头"]
+    file.write_text(json.dumps(tokenizer, ensure_ascii=False), "utf-8")
+    result = chat(copy)
+    assert result.returncode == 2
+    assert "the tokenizer is not the one" in result.stderr
+
+
+def test_chat_refuses_another_prompt_format(copy: Path) -> None:
+    recipe = copy / "recipe.yaml"
+    recipe.write_text(recipe.read_text("utf-8").replace("supervise: answer", "supervise: all"), "utf-8")
+    result = chat(copy)
+    assert result.returncode == 2
+    assert "the prompt format 'chatmed'" in result.stderr
+
+
+def test_chat_refuses_weights_that_the_run_did_not_leave(copy: Path) -> None:
+    file = copy / "adapter" / "adapter_model.safetensors"
+    tensors = load_file(file)
+    first = sorted(tensors)[0]
+    save_file({**tensors, first: torch.zeros_like(tensors[first])}, file, metadata={"format": "pt"})
+    result = chat(copy)
+    assert result.returncode == 2
+    assert "not those that the run left" in result.stderr
+
+
+@pytest.mark.parametrize("broken", ["missing", "unfinished", "garbage", "no base"])
+def test_chat_says_what_is_wrong_with_a_run_directory(copy: Path, tmp_path: Path, broken: str) -> None:
+    file, options = copy / "manifest.json", []
+    if broken == "missing":
+        file.unlink()
+    elif broken == "unfinished":
+        file.write_text(file.read_text("utf-8").replace('"finished"', '"training"'), "utf-8")
+    elif broken == "garbage":
+        file.write_text("{", "utf-8")
+    else:
+        options = ["--base", tmp_path / "nowhere"]
+    result = chat(copy, *options)
+    assert result.returncode == 2
+    assert result.stderr.startswith("Error: ")
+
+
+def test_the_published_profile_trains_on_real_rows_and_chat_answers(tmp_path: Path) -> None:
+    rows = ROOT.parent / "shared/data/chatmed/consult_query_response.jsonl"
+    if not rows.exists():
+        pytest.skip("the real rows are not here")
+    base, out = tiny_llama(tmp_path / "llama"), tmp_path / "run"
+    line = [sys.executable, "-m", "medframe", "run", str(ROOT / "recipes/chatmed.yaml"), "profile=published"]
+    line += [f"backbone.weights={base}", f"data.consult.path={rows}", f"out={out}", "trainer.max_steps=20"]
+    # Twenty steps of 128 micro-batches would take minutes on a test machine; the published number is in the recipe.
+    result = subprocess.run([*line, "trainer.gradient_accumulation_steps=2"], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    assert chat(out).returncode == 0
