@@ -8,7 +8,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, overload
 
-from medframe.errors import BackboneError, DataError, RecipeError
+from medframe.errors import BackboneError, RecipeError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -287,19 +287,6 @@ def padded(samples: Sequence[tuple[NDArray[Any], NDArray[Any]]], pad: int) -> Mi
         batch["labels"][row, : len(ids)] = torch.from_numpy(_labels(ids, trained).astype("int64"))
         batch["attention_mask"][row, : len(ids)] = 1
     return batch
-
-
-def split(
-    examples: Examples, rows: int | None, fraction: float | None, seed: int, name: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training, held-out) indices, ascending, chosen by the seed; DataError when nothing is left to train on."""
-    import numpy as np
-
-    count = rows if rows is not None else max(1, round((fraction or 0) * len(examples)))
-    if count >= len(examples):
-        raise DataError(f"held_out: {count} rows of {name} are to be held out, and it has {len(examples)}")
-    order = np.random.RandomState(seed).permutation(len(examples))
-    return np.sort(order[count:]), np.sort(order[:count])
 
 
 def _labels(ids: NDArray[Any], trained: NDArray[Any]) -> NDArray[Any]:

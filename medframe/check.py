@@ -13,10 +13,10 @@ from medframe.compose import Composed
 from medframe.dataset import BadRow
 from medframe.errors import MedframeError, RecipeError
 from medframe.ledger import Ledger
-from medframe.prepare import Prepared, prepare
-from medframe.recipe import Recipe, Source, build
+from medframe.prepare import Prepared, check_context, prepare
+from medframe.recipe import Recipe, build
 from medframe.run import check_free
-from medframe.store import limited
+from medframe.source import Source
 from medframe.weights import HUB_ID
 
 
@@ -53,7 +53,8 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     _note(report, lambda: check_free(recipe.out, resume=False, overwrite=False))
     # A tiny model would be made, a hub model fetched: neither is looked at here.
     weights = recipe.backbone.weights
-    if weights != "tiny" and (Path(weights).exists() or not re.fullmatch(HUB_ID, weights)):
+    local = Path(weights).is_dir()
+    if weights != "tiny" and (local or not re.fullmatch(HUB_ID, weights)):
         _note(report, recipe.backbone.directory)
     # Every row is read here: one that would stop the run is one problem among others.
     tolerant = replace(recipe, limits=replace(recipe.limits, on_bad_row="skip", on_unlearnable="skip"))
@@ -68,6 +69,8 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
         report.notes += ledger.summary()[1:]
         report.sources.append(asdict(ledger))
     report.notes += _imitations(recipe)
+    if local:
+        _note(report, lambda: check_context(recipe, prepared))
     _measure(report, recipe, prepared)
     return report
 
@@ -114,7 +117,7 @@ def _bad_rows_without_store(recipe: Recipe) -> Iterator[str]:
         return
     for source in recipe.data:
         try:
-            yield from (f"{row.where}: {row.why}" for row in limited(source) if isinstance(row, BadRow))
+            yield from (f"{row.where}: {row.why}" for row in source.rows() if isinstance(row, BadRow))
         except MedframeError:
             continue  # said already, as what kept the data from being encoded
 
@@ -123,7 +126,7 @@ def _imitations(recipe: Recipe) -> Iterator[str]:
     markers = recipe.prompt.markers
     sources = [*recipe.data, *([recipe.held_out] if isinstance(recipe.held_out, Source) else [])]
     for source in sources if markers else ():
-        rows = [row for row in limited(source) if not isinstance(row, BadRow)]
+        rows = [row for row in source.rows() if not isinstance(row, BadRow)]
         found = [row for row in rows if any(marker in turn.text for turn in row.turns for marker in markers)]
         if found:
             yield (

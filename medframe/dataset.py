@@ -116,7 +116,7 @@ class DatasetSource(ABC):
 
     def fingerprint(self) -> str | None:
         """sha256 of all that the samples depend on besides the fields; None: it cannot be known, read anew each run."""
-        from medframe.rows import fingerprint
+        from medframe.files import fingerprint
 
         if type(self).__iter__ is not DatasetSource.__iter__:
             return None
@@ -124,7 +124,7 @@ class DatasetSource(ABC):
 
     def files(self) -> list[Path]:
         """The files that `path` names, globs sorted; DataError when one is missing."""
-        from medframe.rows import find
+        from medframe.files import find
 
         if self.path == "sample":
             return [self._bundled_file()]

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 import medframe
 from medframe.backbone import Backbone
-from medframe.encode import fingerprint, tokenizer_fingerprint
 from medframe.errors import BackboneError, RunError
+from medframe.fingerprint import format_fingerprint, tokenizer_fingerprint
 
 if TYPE_CHECKING:
     from medframe.prepare import Prepared
     from medframe.prompt import PromptFormat
-    from medframe.recipe import Recipe, Source
+    from medframe.recipe import Recipe
+    from medframe.source import Source
 
 WHOLE = 1 << 20
 """Tensors up to this many bytes are hashed whole; of larger ones, WINDOWS pieces of 4 KiB at fixed offsets."""
@@ -31,7 +32,7 @@ WINDOWS = 64
 
 def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     """The manifest of a run that is about to start."""
-    from medframe.recipe import Source
+    from medframe.source import Source
 
     sources: list[Source] = list(recipe.data)
     if isinstance(recipe.held_out, Source):
@@ -47,7 +48,7 @@ def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "prompt": {
             "use": recipe.components["prompt"].name,
             "fields": asdict(recipe.prompt),
-            "fingerprint": fingerprint(recipe.prompt, prepared.tokenizer),
+            "fingerprint": format_fingerprint(recipe.prompt, prepared.tokenizer),
             "skew": recipe.prompt.skew,
         },
         "data": [_data(source) for source in sources],
@@ -98,7 +99,7 @@ def check(manifest: Mapping[str, Any], backbone: Backbone, encoder_tokenizer: An
             f"the tokenizer is not the one this run was trained with: expected fingerprint "
             f"{_short(manifest['tokenizer'])}, found {_short(actual)} in {backbone.tokenizer_directory()}"
         )
-    actual, wanted = fingerprint(prompt, encoder_tokenizer), manifest["prompt"]
+    actual, wanted = format_fingerprint(prompt, encoder_tokenizer), manifest["prompt"]
     if actual != wanted["fingerprint"]:
         offered = manifest["plugins"]["prompt"]
         raise RunError(

@@ -5,13 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from medframe.batch import Batches, Selection, split
+from medframe.batch import Batches, Selection
 from medframe.encode import Encoder
 from medframe.errors import DataError
-from medframe.recipe import Recipe, Source, Split
+from medframe.recipe import Recipe, Split
+from medframe.source import Source
 from medframe.store import Examples, examples
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from transformers import PreTrainedTokenizerBase
 
     from medframe.ledger import Ledger
@@ -63,6 +66,20 @@ def prepare(recipe: Recipe) -> Prepared:
     )
 
 
+def check_context(recipe: Recipe, prepared: Prepared) -> None:
+    """DataError when an example is longer than the model's context, beyond which it has never learnt positions."""
+    context = getattr(recipe.backbone.load_config(), "max_position_embeddings", None)
+    batches = [prepared.train, *([prepared.held_out] if prepared.held_out else [])]
+    for selection in (s for batch in batches for s in batch.selections if len(s.indices)):
+        lengths = selection.examples.lengths[selection.indices]
+        longest = int(selection.indices[lengths.argmax()])
+        if context and lengths.max() > context and recipe.batching.kind != "blocks":
+            raise DataError(
+                f"{selection.examples.where(longest)} takes {lengths.max()} tokens, more than the model's context of "
+                f"{context}; set limits.max_length={context}"
+            )
+
+
 def _selections(
     recipe: Recipe, sources: list[Source], stores: dict[str, Examples]
 ) -> tuple[list[Selection], list[Selection]]:
@@ -76,7 +93,7 @@ def _selections(
         before, here = sum(counts[:number]), counts[number]
         share = None if rows is None else rows * (before + here) // sum(counts) - rows * before // sum(counts)
         store = stores[source.name]
-        kept, out = split(store, share, fraction, recipe.seed, source.name)
+        kept, out = _split(store, share, fraction, recipe.seed, source.name)
         train.append(Selection(store, kept, source.mix.weight))
         if len(out):
             held.append(Selection(store, out))
@@ -87,3 +104,16 @@ def _whole(store: Examples, weight: float) -> Selection:
     import numpy as np
 
     return Selection(store, np.arange(len(store)), weight)
+
+
+def _split(
+    examples: Examples, rows: int | None, fraction: float | None, seed: int, name: str
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training, held-out) indices, ascending, chosen by the seed; DataError when nothing is left to train on."""
+    import numpy as np
+
+    count = rows if rows is not None else max(1, round((fraction or 0) * len(examples)))
+    if count >= len(examples):
+        raise DataError(f"held_out: {count} rows of {name} are to be held out, and it has {len(examples)}")
+    order = np.random.RandomState(seed).permutation(len(examples))
+    return np.sort(order[count:]), np.sort(order[:count])

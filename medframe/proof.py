@@ -43,6 +43,7 @@ def reloaded(out: Path, prompts: Sequence[Sequence[int]]) -> list[tuple[str, str
     """
     if not (out / WITNESS).is_file():
         raise ProofError(f"{out}: the trainer did not call job.finish(model), so nothing proves what it saved")
+    _free_the_gpu()
     child = subprocess.run(
         [sys.executable, "-m", "medframe.witness", str(out)],
         input=json.dumps([list(map(int, prompt)) for prompt in prompts]),
@@ -60,6 +61,17 @@ def reloaded(out: Path, prompts: Sequence[Sequence[int]]) -> list[tuple[str, str
         )
     (out / WITNESS).unlink()
     return [(before, after) for before, after in result["answers"]]
+
+
+def _free_the_gpu() -> None:
+    """Give back what the training held, so that the fresh process finds room."""
+    import gc
+
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
 
 
 def saved(live: Mapping[str, torch.Tensor], file: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -16,12 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from medframe.backbone import Backbone
 from medframe.batch import Batching
 from medframe.compose import Composed
-from medframe.dataset import DatasetSource
 from medframe.encode import Limits
 from medframe.errors import MedframeError, PluginError, RecipeError
 from medframe.fields import fields_of
 from medframe.plugins import FRAME_KEYS, Component, catalog
 from medframe.prompt import PromptFormat
+from medframe.source import Mix, Source
 from medframe.trainer import Trainer
 
 T = TypeVar("T")
@@ -46,22 +45,6 @@ class Frame:
 
 
 @dataclass(kw_only=True)
-class Mix:
-    """The frame's own keys in a data section."""
-
-    weight: float = 1.0
-    """How often an epoch holds each example; a fraction takes a seeded choice, new each epoch."""
-    limit: int | None = None
-    """Read no more rows than this."""
-
-    def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"weight must be above 0 and finite, not {self.weight}")
-        if self.limit is not None and self.limit < 1:
-            raise ValueError(f"limit must be at least 1, not {self.limit}")
-
-
-@dataclass(kw_only=True)
 class Split:
     """How many examples are held out, chosen by the seed."""
 
@@ -77,17 +60,6 @@ class Split:
             raise ValueError(f"fraction must lie between 0 and 1, not {self.fraction}")
         if self.rows is not None and self.rows < 1:
             raise ValueError(f"rows must be at least 1, not {self.rows}")
-
-
-@dataclass(frozen=True)
-class Source:
-    """One data section: a data set, how much of it is read and how often it is seen."""
-
-    name: str
-    dataset: DatasetSource
-    mix: Mix
-    config: Mapping[str, Any]
-    """The section as composed."""
 
 
 @dataclass(frozen=True)

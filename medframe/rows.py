@@ -1,15 +1,10 @@
-"""The files that a path names, and their rows: JSON lines, JSON arrays and CSV, in UTF-8 or GB18030."""
+"""Files -> rows: JSON lines, JSON arrays and CSV, in UTF-8 or GB18030."""
 
 from __future__ import annotations
 
-import codecs
 import csv
-import difflib
-import glob
-import hashlib
 import io
 import json
-import os
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -17,42 +12,17 @@ from typing import Any, BinaryIO, TextIO
 
 from medframe.dataset import BadRow, Row, Where
 from medframe.errors import DataError
+from medframe.files import encoding_of, past_mark
 
-_CHUNK = 1 << 18
 _BLANK = " \t\r\n"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 _JSON_NAMES = {".json", ".jsonl", ".ndjson", ".txt"}
-_BOMS = (codecs.BOM_UTF8, b"\x84\x31\x95\x33")  # the second is GB18030's
-_WIDE_BOMS = {  # UTF-32 first: its little-endian mark begins with that of UTF-16
-    codecs.BOM_UTF32_LE: "UTF-32",
-    codecs.BOM_UTF32_BE: "UTF-32",
-    codecs.BOM_UTF16_LE: "UTF-16",
-    codecs.BOM_UTF16_BE: "UTF-16",
-}
 # A longer cell is a quote that was never closed: stop there, not after holding the whole file in memory.
 _LONGEST_CELL = 1 << 24
 # The longest token that json reports or half-reads when the text stops inside it is `\ud83d\ude0`.
 _TAIL = 16
 _UNDECODED = re.compile("[\udc80-\udcff]")  # what errors="surrogateescape" leaves of a byte
 _HALF = re.compile(r"\\u[dD][89a-fA-F]")  # an escape for half of a surrogate pair; its other half may follow
-
-
-def find(path: str | list[str]) -> list[Path]:
-    """The files that a path, a list of paths, or globs (`**` too) name, each once, each glob's sorted.
-
-    DataError when one is missing, is a folder, or matches nothing.
-    """
-    names = [path] if isinstance(path, str) else path
-    if not names or not all(names):
-        raise DataError("path: empty; give a file, a list of files or a glob such as data/*.jsonl")
-    found: dict[Path, Path] = {}  # resolved -> as named, so that ./a and a are one file
-    for name in names:
-        try:
-            for file in _matches(os.path.expanduser(name)):
-                found.setdefault(file.resolve(), file)
-        except OSError as error:
-            raise DataError(f"{name}: cannot be looked up: {error.strerror or error}") from error
-    return list(found.values())
 
 
 def read(files: Sequence[Path]) -> Iterator[Row | BadRow]:
@@ -69,56 +39,16 @@ def read(files: Sequence[Path]) -> Iterator[Row | BadRow]:
             raise DataError(f"{file}: changed while it was being read") from error
 
 
-def fingerprint(files: Sequence[Path]) -> str:
-    """The sha256, in hex, of the files' contents in order; their names do not matter."""
-    digest = hashlib.sha256()
-    for file in files:
-        try:
-            with file.open("rb") as raw:
-                # The length marks where one file ends: moving a row to the next file is a change.
-                digest.update(os.fstat(raw.fileno()).st_size.to_bytes(8, "big"))
-                while chunk := raw.read(_CHUNK):
-                    digest.update(chunk)
-        except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
-    return digest.hexdigest()
-
-
-def _matches(name: str) -> list[Path]:
-    path = Path(name)
-    if path.is_file():  # before globbing: `[1].json` may be a file's real name
-        return [path]
-    if path.is_dir():
-        raise DataError(f"{name}: is a folder; name its files, for example {path / '*.jsonl'}")
-    if path.exists():
-        raise DataError(f"{name}: is not a regular file, and rows are read in two passes; save it to a file")
-    if glob.has_magic(name):
-        files = [Path(match) for match in sorted(glob.glob(name, recursive=True)) if os.path.isfile(match)]
-        if not files:
-            raise DataError(f"{name}: matches no file (looked from {Path.cwd()}); give a glob that does")
-        return files
-    if not path.parent.is_dir():
-        raise DataError(f"{name}: no such file: there is no folder {path.parent} (looked from {Path.cwd()})")
-    near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
-    hint = f"did you mean {path.parent / near[0]}?" if near else f"give a file in {path.parent.resolve()}"
-    raise DataError(f"{name}: no such file; {hint}")
-
-
 def _rows(file: Path) -> Iterator[Row | BadRow]:
     with file.open("rb") as raw:
-        head = raw.read(4)
-        for mark, name in _WIDE_BOMS.items():
-            if head.startswith(mark):
-                raise DataError(f"{file}: is {name}; convert it to UTF-8: iconv -f {name} -t UTF-8")
-        start = next((len(mark) for mark in _BOMS if head.startswith(mark)), 0)
-        raw.seek(start)
+        start = past_mark(file, raw)
         separator = _SEPARATORS.get(file.suffix.lower())
         first = b"" if separator else _first(raw)
         if not (separator or first in (b"", b"[", b"{") or file.suffix.lower() in _JSON_NAMES):
             known = "JSON lines and JSON arrays (any name), .csv and .tsv"
             raise DataError(f"{file}: neither begins like JSON nor is named like CSV; what is read: {known}")
         raw.seek(start)
-        encoding, clean = _encoding(file, raw)
+        encoding, clean = encoding_of(file, raw)
         raw.seek(start)
         errors = "strict" if clean else "surrogateescape"
         # "\n" alone ends a JSON line: U+2028 and "\r" do not. CSV wants to see line ends as they are.
@@ -138,46 +68,6 @@ def _first(raw: BinaryIO) -> bytes:
         if body := chunk.lstrip(_BLANK.encode()):
             return body[:1]
     return b""
-
-
-def _encoding(file: Path, raw: BinaryIO) -> tuple[str, bool]:
-    """The encoding that most lines are in, and whether all of them are."""
-    utf8 = codecs.getincrementaldecoder("utf-8")()
-    start = raw.tell()
-    try:
-        while chunk := raw.read(_CHUNK):
-            utf8.decode(chunk)
-        utf8.decode(b"", final=True)
-        return "utf-8", True
-    except UnicodeDecodeError:
-        raw.seek(start)
-    # One bad byte must not turn a UTF-8 file into GB18030 mojibake: lines vote. Splitting bytes at "\n" is
-    # safe, it is no part of a longer character in either; a line of any length is decoded in pieces.
-    decoders = {name: codecs.getincrementaldecoder(name)() for name in ("utf-8", "gb18030")}
-    votes = dict.fromkeys(decoders, 0)
-    lines, ascii_so_far, valid = 0, True, set(decoders)
-    while True:
-        piece = raw.readline(_CHUNK)
-        over = not piece or piece.endswith(b"\n")
-        ascii_so_far = ascii_so_far and piece.isascii()
-        if not ascii_so_far:
-            for name in tuple(valid):
-                try:
-                    decoders[name].decode(piece, over)
-                except UnicodeDecodeError:
-                    valid.remove(name)
-            if over:
-                lines += 1
-                for name, decoder in decoders.items():
-                    votes[name] += name in valid
-                    decoder.reset()
-                ascii_so_far, valid = True, set(decoders)
-        if not piece:
-            break
-    for name, count in votes.items():
-        if 2 * count >= lines:
-            return name, count == lines
-    raise DataError(f"{file}: neither UTF-8 nor GB18030; convert it, for example: iconv -f BIG5 -t UTF-8")
 
 
 class _Json:

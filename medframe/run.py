@@ -17,7 +17,7 @@ from medframe import manifest as manifests
 from medframe import quiet
 from medframe.card import card, comparison
 from medframe.errors import RunError
-from medframe.prepare import Prepared, prepare
+from medframe.prepare import Prepared, check_context, prepare
 from medframe.progress import RunLog
 from medframe.proof import reloaded
 from medframe.recipe import Recipe
@@ -56,6 +56,7 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
             say(line)
     if dropped := prepared.train.dropped():
         say(f"WARNING batching.map_batch: {dropped:,} tokens are dropped from every epoch, as published")
+    check_context(recipe, prepared)
     description = manifests.describe(recipe, prepared)
     with _locked(out):
         checkpoint = _newest_checkpoint(out) if resume else None

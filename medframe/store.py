@@ -7,26 +7,25 @@ import importlib.util
 import json
 import tempfile
 from array import array
-from collections.abc import Iterable
 from dataclasses import fields
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import medframe
 from medframe import cache
-from medframe.dataset import BadRow, Sample, Where
-from medframe.encode import Encoded, Encoder, fingerprint, tokenizer_fingerprint
+from medframe.dataset import Where
+from medframe.encode import Encoded, Encoder
 from medframe.errors import DataError
+from medframe.fingerprint import format_fingerprint, tokenizer_fingerprint
 from medframe.ledger import Ledger
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from medframe.recipe import Source
+    from medframe.source import Source
 
-_CODE = ("dataset", "rows", "encode", "ledger", "store")
+_CODE = ("dataset", "files", "rows", "encode", "ledger", "store")
 """The core's own modules that a row passes on its way into the store."""
 
 
@@ -81,11 +80,6 @@ def examples(source: Source, encoder: Encoder) -> Examples:
     return found
 
 
-def limited(source: Source) -> Iterable[Sample | BadRow]:
-    """The source's samples and bad rows, no more than its limit."""
-    return islice(iter(source.dataset), source.mix.limit)
-
-
 def _write(folder: Path, source: Source, encoder: Encoder) -> None:
     ledger = Ledger(source.name)
     files: dict[str, int] = {}
@@ -94,7 +88,7 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
     streams = {name: (folder / name).open("wb") for name in names}
     end = 0
     try:
-        for count, outcome in enumerate(encoder.encode(limited(source)), 1):
+        for count, outcome in enumerate(encoder.encode(source.rows()), 1):
             ledger.add(outcome, encoder.limits)
             for example in outcome.examples if isinstance(outcome, Encoded) else ():
                 end += len(example.ids)
@@ -128,7 +122,7 @@ def _key(source: Source, encoder: Encoder, content: str) -> str:
         "section": {f.name: getattr(source.dataset, f.name) for f in fields(source.dataset)},
         "limit": source.mix.limit,
         "content": content,
-        "format": fingerprint(encoder.prompt, encoder.tokenizer),
+        "format": format_fingerprint(encoder.prompt, encoder.tokenizer),
         "prompt": [repr(encoder.prompt), _module_sha(type(encoder.prompt).__module__)],
         "tokenizer": tokenizer_fingerprint(encoder.tokenizer),
         "limits": repr(encoder.limits),

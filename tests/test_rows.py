@@ -13,7 +13,8 @@ import pytest
 
 from medframe.dataset import BadRow, Row
 from medframe.errors import DataError
-from medframe.rows import find, fingerprint, read
+from medframe.files import find, fingerprint
+from medframe.rows import read
 
 REAL = Path(__file__).parents[2] / "shared" / "data" / "raw-formats"
 ASK, ANSWER = "胃痛怎么办", "先做胃镜检查"

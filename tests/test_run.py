@@ -123,7 +123,7 @@ def test_the_adapter_loads_with_plain_peft_and_its_tokenizer_with_plain_transfor
     from peft import PeftModel
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from medframe.encode import tokenizer_fingerprint
+    from medframe.fingerprint import tokenizer_fingerprint
 
     out, _ = finished
     config = json.loads((out / "adapter" / "adapter_config.json").read_text("utf-8"))

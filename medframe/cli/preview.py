@@ -50,11 +50,10 @@ def command(recipe: str, overrides: tuple[str, ...], count: int, as_json: bool, 
 
 def _samples(recipe: Recipe, tokenizer: PreTrainedTokenizerBase) -> Iterator[dict[str, Any]]:
     from medframe.encode import Encoded, Encoder
-    from medframe.store import limited
 
     encoder = Encoder(recipe.prompt, tokenizer, recipe.limits)
     for source in recipe.data:
-        for outcome in encoder.encode(limited(source)):
+        for outcome in encoder.encode(source.rows()):
             if not isinstance(outcome, Encoded):
                 click.echo(f"{outcome.where}: left out: {outcome.why}", err=True)
                 continue

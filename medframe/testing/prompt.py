@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, ClassVar
 import pytest
 
 from medframe.dataset import Role, Turn
-from medframe.encode import Encoder, fingerprint, resolve
+from medframe.encode import Encoder, resolve
 from medframe.errors import PromptError
+from medframe.fingerprint import format_fingerprint
 from medframe.plugins import Kind, catalog
 from medframe.prompt import Control, PromptFormat, Text
 from medframe.testing.component import ComponentContract
@@ -152,7 +153,7 @@ class PromptContract(ComponentContract):
             spans = first.prompt.render(turns)
             assert spans == first.prompt.render(turns) == second.prompt.render(turns)
         tokenizer = tokenizer_of(self.backbone)
-        assert fingerprint(self.make(), tokenizer) == fingerprint(self.make(), tokenizer)
+        assert format_fingerprint(self.make(), tokenizer) == format_fingerprint(self.make(), tokenizer)
 
 
 @cache

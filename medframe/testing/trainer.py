@@ -62,7 +62,7 @@ class TrainerContract(ComponentContract):
         assert all(torch.isfinite(tensor).all() for tensor in after.values())
 
     def test_the_tokenizer_is_the_same(self, tmp_path_factory: pytest.TempPathFactory) -> None:
-        from medframe.encode import tokenizer_fingerprint
+        from medframe.fingerprint import tokenizer_fingerprint
         from medframe.trained import trained
 
         recipe = self._run(tmp_path_factory)

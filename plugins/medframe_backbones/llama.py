@@ -31,7 +31,10 @@ class Llama(Backbone):
     def load_config(self) -> PretrainedConfig:
         from transformers import LlamaConfig
 
-        return LlamaConfig.from_pretrained(self.directory())
+        try:
+            return LlamaConfig.from_pretrained(self.directory(), local_files_only=True)
+        except (OSError, ValueError) as error:
+            raise BackboneError(f"backbone.weights: {' '.join(str(error).split())[:300]}") from error
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
         from transformers import LlamaTokenizer

@@ -51,6 +51,8 @@ def fit(
             dataloader_pin_memory=torch.cuda.is_available(),
             **arguments,
         )
+        # One process drives one device: the Trainer would split each micro-batch over all GPUs it sees.
+        args._n_gpu = min(1, args.n_gpu)
         trainer = _Trainer(job, model, args, stream, keep, prove)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
