@@ -1,7 +1,8 @@
 """medframe's public names; importing them loads neither torch nor transformers."""
 
+from typing import TYPE_CHECKING, Any
+
 from medframe.backbone import Backbone
-from medframe.batch import Batches
 from medframe.dataset import BadRow, DatasetSource, Row, Sample, Turn, Where
 from medframe.errors import (
     BackboneError,
@@ -17,6 +18,9 @@ from medframe.errors import (
 from medframe.hooks import hookimpl
 from medframe.prompt import Control, PromptFormat, Span, Text
 from medframe.trainer import Job, Trainer
+
+if TYPE_CHECKING:
+    from medframe.batch import Batches
 
 __version__ = "0.1.0"
 __all__ = [
@@ -45,3 +49,12 @@ __all__ = [
     "Where",
     "hookimpl",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Only trainers and tests ask for it, and listing the plugins must be quick.
+    if name == "Batches":
+        from medframe.batch import Batches
+
+        return Batches
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

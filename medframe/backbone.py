@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import importlib.util
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,6 +84,9 @@ class Backbone(ABC):
         return weights.merge(weights.load(cls, self.directory(), self.dtype), self.adapters)
 
     def _tiny_name(self) -> str:
+        import hashlib
+        import importlib.util
+
         spec = importlib.util.find_spec(self.tiny_from or type(self).__module__)
         assert spec is not None and spec.origin is not None
         content = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
