@@ -78,6 +78,14 @@ def test_shipped_recipe_is_found(site: Site, tmp_path: Path) -> None:
     assert "use: chatmed-consult" in site.run("medframe", "run", "chatmed", "--print", cwd=tmp_path)
 
 
+def test_shipped_recipes_are_listed_and_copied_with_what_they_include(site: Site, tmp_path: Path) -> None:
+    assert "ChatMed-Consult" in site.run("medframe", "recipes", cwd=tmp_path)
+    site.run("medframe", "recipes", "chatmed", "--copy", "mine", cwd=tmp_path)
+    assert "use: chatmed-consult" in site.run("medframe", "run", "mine/chatmed.yaml", "--print", cwd=tmp_path)
+    # Outside any checkout, and with the sample inside the wheel.
+    assert "⟨<s>⟩" in site.run("medframe", "preview", "chatmed", "-n", "1", cwd=tmp_path)
+
+
 def test_templates_are_in_the_wheel(site: Site, tmp_path: Path) -> None:
     for kind in KINDS:
         site.run("medframe", "new-plugin", f"other-{kind}", "--kind", kind, cwd=tmp_path)
