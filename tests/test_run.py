@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -21,7 +22,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The embedded profile as a user runs it: its run directory, and what was printed."""
     out = tmp_path_factory.mktemp("embedded") / "run"
     line = [sys.executable, "-m", "medframe", "run", str(ROOT / "recipes/chatmed.yaml"), f"out={out}"]
-    result = subprocess.run(line, capture_output=True, text=True)
+    # One thread: sure to be quick enough wherever the tests share their cores.
+    result = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
     assert result.returncode == 0, result.stderr
     return out, result.stdout
 
@@ -35,7 +37,7 @@ def copy(finished: tuple[Path, str], tmp_path: Path) -> Path:
 
 
 def chat(out: Path, *options: object, typed: str = "头痛\n") -> subprocess.CompletedProcess[str]:
-    line = [sys.executable, "-m", "medframe", "chat", str(out), "--max-new-tokens", "64", *map(str, options)]
+    line = [sys.executable, "-m", "medframe", "chat", str(out), "--max-new-tokens", "100", *map(str, options)]
     result = subprocess.run(line, input=typed, capture_output=True, text=True)
     assert "Traceback" not in result.stderr, result.stderr
     return result
@@ -44,6 +46,14 @@ def chat(out: Path, *options: object, typed: str = "头痛\n") -> subprocess.Com
 def manifest(out: Path) -> dict[str, object]:
     loaded: dict[str, object] = json.loads((out / "manifest.json").read_text("utf-8"))
     return loaded
+
+
+def learnt(out: Path) -> dict[str, str]:
+    """The first row of the sample that was trained on."""
+    held_out = {int(place.rpartition(":")[2]) for place in json.loads((out / "ledger.json").read_text())["held_out"]}
+    rows = SAMPLE.read_text("utf-8").splitlines()
+    row: dict[str, str] = next(json.loads(row) for line, row in enumerate(rows, 1) if line not in held_out)
+    return row
 
 
 def tiny_llama(folder: Path) -> Path:
@@ -133,15 +143,17 @@ def test_the_adapter_loads_with_plain_peft_and_its_tokenizer_with_plain_transfor
     assert tokenizer_fingerprint(tokenizer) == manifest(out)["tokenizer"]
     # legacy=True has survived: what follows a special token begins with the dummy prefix.
     assert tokenizer.convert_ids_to_tokens(tokenizer("<s>问", add_special_tokens=False).input_ids) == ["<s>", "▁", "问"]
-    inputs = tokenizer("问：\n我脚趾缝痒，还脱皮\n答：\n", return_tensors="pt")
-    said = model.generate(**inputs, max_new_tokens=80, do_sample=False)
-    assert "足癣" in tokenizer.decode(said[0])
+    row = learnt(out)
+    inputs = tokenizer(f"问：\n{row['query']}\n答：\n", return_tensors="pt")
+    said = model.generate(**inputs, max_new_tokens=100, do_sample=False)
+    assert row["condition"] in tokenizer.decode(said[0])
 
 
 def test_chat_answers_and_says_that_this_format_has_no_turns(finished: tuple[Path, str]) -> None:
-    result = chat(finished[0], typed="我脚趾缝痒，还脱皮，怎么办？\n/clear\n/exit\n")
+    row = learnt(finished[0])
+    result = chat(finished[0], typed=f"{row['query']}\n/clear\n/exit\n")
     assert result.returncode == 0, result.stderr
-    assert "足癣" in result.stdout
+    assert row["condition"] in result.stdout
     assert "This format has no turns" in result.stdout
     assert "(forgotten)" in result.stdout
 

@@ -57,6 +57,9 @@ def group() -> None:
 
 def main() -> None:
     """Run the command line; exits 0, 1 for a failure while running, 2 for wrong input, 130 when interrupted."""
+    # Threads that wait should sleep: spinning, as OpenMP does by default, makes a small model several times slower
+    # wherever another process wants the same cores. To be set before torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         code = group(standalone_mode=False)
         # Within the handlers' reach, so that a closed pipe or a full disk behind stdout is seen here.
