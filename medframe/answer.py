@@ -10,13 +10,13 @@ from medframe.dataset import Turn
 from medframe.encode import Encoder, resolve
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    pass
 
 
 class Answerer:
     """A model and the prompt format that it was trained with."""
 
-    def __init__(self, model: PreTrainedModel, encoder: Encoder) -> None:
+    def __init__(self, model: Any, encoder: Encoder) -> None:
         self.model = model.eval()
         self.encoder = encoder
         tokenizer = encoder.tokenizer

@@ -52,8 +52,8 @@ class Backbone(ABC):
     def make_tiny_weights(self, directory: Path) -> None:
         """Write config.json and the weights of the tiny model there, the same bytes on every machine."""
 
-    def directory(self) -> Path:
-        """The local directory that holds the weights; BackboneError when there is none."""
+    def directory(self, small: bool = False) -> Path:
+        """The local directory of the weights, else BackboneError. Of a hub model, `small` fetches no weights."""
         from medframe import cache
         from medframe.weights import locate
 
@@ -61,7 +61,9 @@ class Backbone(ABC):
             self.make_tiny_tokenizer(folder)
             self.make_tiny_weights(folder)
 
-        return cache.made(f"tiny/{self._tiny_name()}", make) if self.weights == "tiny" else locate(self.weights)
+        if self.weights == "tiny":
+            return cache.made(f"tiny/{self._tiny_name()}", make)
+        return locate(self.weights, small=small)
 
     def tokenizer_directory(self) -> Path:
         """The local directory that holds the tokenizer: the recipe's, else the last adapter's, else the weights'."""
@@ -69,13 +71,13 @@ class Backbone(ABC):
         from medframe.weights import locate
 
         if self.tokenizer is not None:
-            return locate(self.tokenizer, "tokenizer", tokenizer_only=True)
+            return locate(self.tokenizer, "tokenizer", small=True)
         for adapter in reversed(self.adapters):
             if (found := locate(adapter, "adapters")) and (found / "tokenizer_config.json").is_file():
                 return found
         if self.weights == "tiny":
             return cache.made(f"tiny/{self._tiny_name()}-tokenizer", self.make_tiny_tokenizer)
-        return locate(self.weights, tokenizer_only=True)
+        return locate(self.weights, small=True)
 
     def read(self, cls: type[Any]) -> PreTrainedModel:
         """The model of this transformers class from `directory()`, with the adapters merged; else BackboneError."""

@@ -126,25 +126,25 @@ def _imitations(recipe: Recipe) -> Iterator[str]:
     markers = recipe.prompt.markers
     sources = [*recipe.data, *([recipe.held_out] if isinstance(recipe.held_out, Source) else [])]
     for source in sources if markers else ():
-        rows = [row for row in source.rows() if not isinstance(row, BadRow)]
-        found = [row for row in rows if any(marker in turn.text for turn in row.turns for marker in markers)]
+        found, first = 0, None
+        for row in source.rows():
+            texts = () if isinstance(row, BadRow) else [turn.text for turn in row.turns]
+            if any(marker in text for text in texts for marker in markers):
+                found, first = found + 1, first or row.where
         if found:
-            yield (
-                f"{source.name}: {len(found):,} rows hold the format's own wording ({', '.join(map(repr, markers))}), "
-                f"first {found[0].where}"
-            )
+            wording = ", ".join(map(repr, markers))
+            yield f"{source.name}: {found:,} rows hold the format's own wording ({wording}), first {first}"
 
 
 def _shared(train: Batches, held_out: Batches) -> int:
-    def asked(batches: Batches) -> list[bytes]:
-        questions = []
+    def asked(batches: Batches) -> Iterator[int]:
         for examples, index in map(batches.example, range(len(batches))):
-            trained = examples.trained(index)
-            questions.append(examples.ids(index)[: trained.argmax()].tobytes())
-        return questions
+            question = examples.ids(index)[: examples.trained(index).argmax()]
+            if len(question):
+                yield hash(question.tobytes())
 
     known = set(asked(train))
-    return sum(bool(question) and question in known for question in asked(held_out))
+    return sum(question in known for question in asked(held_out))
 
 
 def _open(config: Any, prefix: str = "") -> Iterator[str]:

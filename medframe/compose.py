@@ -138,7 +138,7 @@ def _nested(typed: dict[str, str]) -> dict[str, Any]:
             config.merge_with_dotlist([f"{key}={value}"])
         except yaml.YAMLError:  # such as *.jsonl: a text field takes it as it is, any other will say what is wrong
             OmegaConf.update(config, key, value, merge=False)
-        except (OmegaConfBaseException, ValueError, TypeError) as error:
+        except (OmegaConfBaseException, ValueError, TypeError, IndexError) as error:
             reason = str(error).partition("\n")[0]
             raise RecipeError(f"command line: {key}={value} cannot be read: {reason}") from None
     content = OmegaConf.to_container(config, resolve=False)
@@ -154,8 +154,9 @@ def _merge(config: DictConfig, layer: Layer) -> DictConfig:
             OmegaConf.update(config, path, {}, merge=False)
     try:
         merged = OmegaConf.merge(config, layer.content)
-    except OmegaConfBaseException as error:
-        raise RecipeError(f"{_shown(layer.file) if layer.file else 'command line'}: {error}") from None
+    except (OmegaConfBaseException, TypeError) as error:
+        reason = str(error).partition("\n")[0]
+        raise RecipeError(f"{_shown(layer.file) if layer.file else 'command line'}: {reason}") from None
     assert isinstance(merged, DictConfig)
     # OmegaConf's merge lets an earlier value stand where a later layer says ???.
     for path in _demanded(layer.content):

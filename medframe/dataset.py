@@ -107,7 +107,10 @@ class DatasetSource(ABC):
                 yield row
                 continue
             try:
-                yield self.sample(row)
+                sample = self.sample(row)
+                if not isinstance(sample, Sample):
+                    raise TypeError(f"it returned {sample!r}, not a Sample")
+                yield sample
             except DataError as error:
                 yield BadRow(row.where, str(error))
             except Exception as error:
@@ -120,7 +123,9 @@ class DatasetSource(ABC):
 
         if type(self).__iter__ is not DatasetSource.__iter__:
             return None
-        return fingerprint(self.files())
+        others = [getattr(self, name) for name in self.path_fields if name != "path"]
+        files = [Path(value) for value in others if isinstance(value, str) and Path(value).is_file()]
+        return fingerprint([*self.files(), *files])
 
     def files(self) -> list[Path]:
         """The files that `path` names, globs sorted; DataError when one is missing."""

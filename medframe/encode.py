@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from medframe.dataset import BadRow, Sample, Turn, Where
 from medframe.errors import PromptError
@@ -76,6 +77,7 @@ class Encoder:
         self.tokenizer = tokenizer
         self.prompt = prompt.bind(tokenizer)
         self.limits = limits or Limits(max_length=None)
+        self._backend = _text_only(tokenizer)
         self._anchors: dict[str, list[int]] = {}
         self._controls: dict[str | int, list[int]] = {}
 
@@ -135,7 +137,10 @@ class Encoder:
             return Unlearnable(sample.where, "no supervised token")
         if limit is None or len(whole.ids) <= limit:
             return Encoded(sample.where, (whole,), note)
-        kept, how = self._shortened(sample.turns, limit)
+        try:
+            kept, how = self._shortened(sample.turns, limit)
+        except PromptError as error:
+            return Unlearnable(sample.where, f"{len(whole.ids)} tokens, more than {limit}, and shortened: {error}")
         kept = [example for example in kept if example.supervised]
         if not kept:
             return Unlearnable(sample.where, f"{len(whole.ids)} tokens, more than {limit}{how}")
@@ -279,11 +284,8 @@ class Encoder:
         """The ids of each text alone; control tokens spelt out in it stay text."""
         if not texts:
             return []
-        backend = getattr(self.tokenizer, "backend_tokenizer", None)
-        if backend is not None:
-            # The Rust tokenizer itself: transformers' wrapper around the same call takes twice the time.
-            backend.encode_special_tokens = True
-            return [each.ids for each in backend.encode_batch_fast(texts, add_special_tokens=False)]
+        if self._backend is not None:
+            return [each.ids for each in self._backend.encode_batch_fast(texts, add_special_tokens=False)]
         result = self.tokenizer(texts, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)
         return [list(ids) for ids in result["input_ids"]]
 
@@ -291,6 +293,25 @@ class Encoder:
         if token not in self._controls:
             self._controls[token] = resolve(token, self.tokenizer)
         return self._controls[token]
+
+
+def _text_only(tokenizer: PreTrainedTokenizerBase) -> Any:
+    """The Rust tokenizer behind this one, for text alone: it knows no control token, cuts nothing and pads nothing.
+
+    None where there is none. Used directly, because transformers' wrapper around the same call takes twice the time.
+    """
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
+        return None
+    content = json.loads(backend.to_str())
+    # A file may say that texts are cut or padded, as save_pretrained writes it after such a call.
+    content["truncation"] = content["padding"] = None
+    for token in content["added_tokens"]:
+        # Not every control token is declared special: Qwen's <think> is not. Words added to a vocabulary stay words.
+        token["special"] = token["special"] or not token["content"][:1].isalnum()
+    text_only = type(backend).from_str(json.dumps(content))
+    text_only.encode_special_tokens = True
+    return text_only
 
 
 def resolve(token: str | int, tokenizer: PreTrainedTokenizerBase) -> list[int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medframe.dataset import Turn
 from medframe.encode import Encoder, resolve
@@ -31,13 +31,16 @@ def format_fingerprint(prompt: PromptFormat, tokenizer: PreTrainedTokenizerBase)
 
 
 def tokenizer_fingerprint(tokenizer: PreTrainedTokenizerBase) -> str:
-    """sha256 over the vocabulary, the special tokens' ids and how some text is cut up."""
+    """sha256 over the vocabulary, its rules, the special tokens and how some text is cut up."""
     encoder = Encoder(_Plain(), tokenizer)
     cut = [encoder.example(turns).ids for turns in _PROBES]
     special = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
     # Which token pads is no part of it: padding is masked, and LLaMA's choice is ours.
     special.pop("pad_token", None)
-    content = [sorted(tokenizer.get_vocab().items()), special, cut]
+    content: list[Any] = [sorted(tokenizer.get_vocab().items()), special, cut]
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        whole = json.loads(backend.to_str())
+        content += [whole["model"], whole["normalizer"], whole["pre_tokenizer"], whole["added_tokens"]]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
 

@@ -18,6 +18,7 @@ import medframe
 from medframe.backbone import Backbone
 from medframe.errors import BackboneError, RunError
 from medframe.fingerprint import format_fingerprint, tokenizer_fingerprint
+from medframe.weights import locate
 
 if TYPE_CHECKING:
     from medframe.prepare import Prepared
@@ -51,7 +52,9 @@ def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
             "fingerprint": format_fingerprint(recipe.prompt, prepared.tokenizer),
             "skew": recipe.prompt.skew,
         },
-        "data": [_data(source) for source in sources],
+        "data": [
+            {**_data(source), "encoded": digest} for source, digest in zip(sources, prepared.digests, strict=True)
+        ],
         "plugins": {
             section: {
                 "name": component.name,
@@ -70,7 +73,7 @@ def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
 
 def base(backbone: Backbone) -> dict[str, Any]:
     """What the untrained model is, by content: a fingerprint, and a digest of each tensor to name one that differs."""
-    directories = [backbone.directory(), *(Path(adapter) for adapter in backbone.adapters)]
+    directories = [backbone.directory(), *(locate(adapter, "adapters") for adapter in backbone.adapters)]
     tensors: dict[str, str] = {}
     configs = []
     for number, directory in enumerate(directories):

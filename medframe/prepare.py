@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 from typing import TYPE_CHECKING
 
 from medframe.batch import Batches, Selection
@@ -29,6 +30,8 @@ class Prepared:
     train: Batches
     held_out: Batches | None
     ledgers: tuple[Ledger, ...]
+    digests: tuple[str, ...]
+    """Of each source's encoded examples, in the order of the ledgers."""
 
 
 def prepare(recipe: Recipe) -> Prepared:
@@ -63,6 +66,7 @@ def prepare(recipe: Recipe) -> Prepared:
         Batches(train, recipe.batching, pad, recipe.seed),
         Batches(held, recipe.batching, pad, recipe.seed, shuffle=False) if held else None,
         tuple(store.ledger for store in stores.values()),
+        tuple(store.digest for store in stores.values()),
     )
 
 
@@ -85,15 +89,21 @@ def _selections(
 ) -> tuple[list[Selection], list[Selection]]:
     if not isinstance(recipe.held_out, Split):
         return [_whole(stores[source.name], source.mix.weight) for source in sources], []
-    rows, fraction = recipe.held_out.rows, recipe.held_out.fraction
-    counts = [len(stores[source.name]) for source in sources]
+    wanted, fraction = recipe.held_out.rows, recipe.held_out.fraction
+    counts = [int(stores[source.name].rows[-1]) + 1 for source in sources]
+    if wanted is None:
+        shares = [max(1, round((fraction or 0) * count)) for count in counts]
+    else:
+        # In proportion, the roundings adding up to what is wanted.
+        ends = [wanted * end // sum(counts) for end in accumulate(counts, initial=0)]
+        shares = [end - start for start, end in pairwise(ends)]
+    if len(sources) > 1:
+        # Of several sources, a small one may be too small to give any.
+        shares = [min(share, count - 1) for share, count in zip(shares, counts, strict=True)]
     train, held = [], []
-    for number, source in enumerate(sources):
-        # `rows` is shared among the sources in proportion, the roundings adding up to it.
-        before, here = sum(counts[:number]), counts[number]
-        share = None if rows is None else rows * (before + here) // sum(counts) - rows * before // sum(counts)
+    for source, share in zip(sources, shares, strict=True):
         store = stores[source.name]
-        kept, out = _split(store, share, fraction, recipe.seed, source.name)
+        kept, out = _split(store, share, recipe.seed, source.name)
         train.append(Selection(store, kept, source.mix.weight))
         if len(out):
             held.append(Selection(store, out))
@@ -106,14 +116,16 @@ def _whole(store: Examples, weight: float) -> Selection:
     return Selection(store, np.arange(len(store)), weight)
 
 
-def _split(
-    examples: Examples, rows: int | None, fraction: float | None, seed: int, name: str
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """(training, held-out) indices, ascending, chosen by the seed; DataError when nothing is left to train on."""
+def _split(store: Examples, count: int, seed: int, name: str) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """(training, held-out) indices, ascending: `count` rows chosen by the seed, each with all its examples.
+
+    DataError when no row is left to train on.
+    """
     import numpy as np
 
-    count = rows if rows is not None else max(1, round((fraction or 0) * len(examples)))
-    if count >= len(examples):
-        raise DataError(f"held_out: {count} rows of {name} are to be held out, and it has {len(examples)}")
-    order = np.random.RandomState(seed).permutation(len(examples))
-    return np.sort(order[count:]), np.sort(order[:count])
+    rows = int(store.rows[-1]) + 1
+    if count >= rows:
+        raise DataError(f"held_out: {count} of the {rows} rows of {name} would be held out, none is left to train on")
+    chosen = np.random.RandomState(seed).permutation(rows)[:count]
+    held_out = np.isin(store.rows, chosen)
+    return np.flatnonzero(~held_out), np.flatnonzero(held_out)

@@ -55,7 +55,7 @@ class PromptFormat(ABC):
         return None
 
     def bind(self, tokenizer: PreTrainedTokenizerBase) -> Self:
-        """The format for this tokenizer; called once, before `render`."""
+        """The format for this tokenizer, before `render`; binding a bound format again changes nothing."""
         return self
 
     @abstractmethod

@@ -45,7 +45,7 @@ def reloaded(out: Path, prompts: Sequence[Sequence[int]]) -> list[tuple[str, str
         raise ProofError(f"{out}: the trainer did not call job.finish(model), so nothing proves what it saved")
     _free_the_gpu()
     child = subprocess.run(
-        [sys.executable, "-m", "medframe.witness", str(out)],
+        [sys.executable, "-P", "-m", "medframe.witness", str(out.resolve())],
         input=json.dumps([list(map(int, prompt)) for prompt in prompts]),
         stdout=subprocess.PIPE,
         text=True,

@@ -222,7 +222,9 @@ class _Builder:
                 self._unknown(key, str(name), [*types, *self._frames_keys(path)])
                 continue
             value = self._verbatim(key, types[name], value)
-            if name in getattr(cls, "path_fields", ()):
+            if name in getattr(cls, "path_fields", ()) and value == "":
+                self._problem(key, "is empty; give a path")
+            elif name in getattr(cls, "path_fields", ()):
                 value = self._rooted(key, value, hub_ids=issubclass(cls, Backbone))
             try:
                 if value == MISSING:

@@ -49,6 +49,7 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
     """
     out = recipe.out
     check_free(out, resume, overwrite)
+    _check_apart(recipe)
     quiet.libraries()
     prepared = prepare(recipe)
     for ledger in prepared.ledgers:
@@ -59,8 +60,10 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
     check_context(recipe, prepared)
     description = manifests.describe(recipe, prepared)
     with _locked(out):
-        checkpoint = _newest_checkpoint(out) if resume else None
+        check_free(out, resume, overwrite)  # again: encoding may have taken long
+        checkpoint = None
         if resume and (out / "manifest.json").exists():
+            checkpoint = _newest_checkpoint(out)
             _check_same(out, recipe, description)
             _forget_finish(out)
             say(f"Going on from {checkpoint.name}." if checkpoint else "No checkpoint yet: starting at the beginning.")
@@ -126,6 +129,8 @@ def _finish(recipe: Recipe, prepared: Prepared, description: dict[str, Any], log
     _write(out / "manifest.json", _json(description))
     if log.held_out:
         say(f"Held-out loss per supervised token: {log.held_out[0]:.3f} before, {log.held_out[-1]:.3f} after.")
+    if recipe.compare and prepared.held_out and not compared:
+        say("No answers are compared: every token is trained, so the examples do not tell where an answer begins.")
     if compared:
         say(comparison(compared, tiny=recipe.backbone.weights == "tiny"))
     say(f"Run directory: {out}\nTalk to it: medframe chat {out}")
@@ -159,8 +164,27 @@ def check_free(out: Path, resume: bool, overwrite: bool) -> None:
         if not resume and not overwrite:
             how = "--overwrite begins anew" if finished else "--resume goes on with it, --overwrite begins anew"
             raise RunError(f"out: {out} already holds a run; {how}, out=DIR writes elsewhere")
-    elif out.is_dir() and (strange := [f.name for f in out.iterdir() if f.name not in (*OWN, ".lock")]):
+    elif out.is_dir() and (strange := [f.name for f in out.iterdir() if not _begun(f.name)]):
         raise RunError(f"out: {out} holds other files ({strange[0]}) and no run; name another directory")
+
+
+def _check_apart(recipe: Recipe) -> None:
+    """RunError when `out` holds, or lies in, something that the recipe reads: a run would write into its own source."""
+    out = recipe.out.resolve()
+    backbone = recipe.backbone
+    read = [name for name in (backbone.weights, backbone.tokenizer, *backbone.adapters) if name]
+    for source in recipe.data:
+        read += [source.dataset.path] if isinstance(source.dataset.path, str) else source.dataset.path
+    for path in (Path(name).expanduser().resolve() for name in read if Path(name).expanduser().exists()):
+        if path.is_relative_to(out) or (path.is_dir() and out.is_relative_to(path)):
+            raise RunError(
+                f"out: {recipe.out} and {path}, which the recipe reads, lie in each other; name another directory"
+            )
+
+
+def _begun(name: str) -> bool:
+    """Whether a run that was killed before it had a manifest may have left this."""
+    return name in ("recipe.yaml", "ledger.json", ".lock") or name.endswith(".writing")
 
 
 def _check_same(out: Path, recipe: Recipe, description: dict[str, Any]) -> None:
@@ -173,9 +197,8 @@ def _check_same(out: Path, recipe: Recipe, description: dict[str, Any]) -> None:
         if before.get(key) != now.get(key)
     ]
     old = read_manifest(out)
-    for name, label in (("base", "the base model"), ("tokenizer", "the tokenizer"), ("data", "the data")):
-        if old[name] != description[name] and not changed:
-            changed.append(f"{label} has changed")
+    bound = {"base": "base model", "tokenizer": "tokenizer", "prompt": "prompt format", "data": "data"}
+    changed += [f"the {label} has changed" for name, label in bound.items() if old[name] != description[name]]
     if changed:
         raise RunError(*(f"--resume: {out} was begun otherwise: {change}" for change in changed))
 
@@ -201,8 +224,9 @@ def _locked(out: Path) -> Iterator[None]:
 def _clear(out: Path) -> None:
     # The manifest first: what is left after a kill in the middle is no run.
     for name in sorted(OWN, key=lambda name: name != "manifest.json"):
-        path = out / name
-        shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
+        for path in (out / name, out / f"{name}.saving", out / f"{name}.old"):
+            linked = path.is_symlink() or not path.is_dir()
+            path.unlink(missing_ok=True) if linked else shutil.rmtree(path)
 
 
 def _forget_finish(out: Path) -> None:

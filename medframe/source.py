@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from itertools import islice
@@ -21,8 +20,8 @@ class Mix:
     """Read no more rows than this."""
 
     def __post_init__(self) -> None:
-        if not 0 < self.weight < math.inf:
-            raise ValueError(f"weight must be above 0 and finite, not {self.weight}")
+        if not 0 < self.weight <= 1000:
+            raise ValueError(f"weight must be above 0 and at most 1000, not {self.weight}")
         if self.limit is not None and self.limit < 1:
             raise ValueError(f"limit must be at least 1, not {self.limit}")
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import json
+import shutil
 import tempfile
 from array import array
 from dataclasses import fields
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -39,6 +41,8 @@ class Examples:
         meta = json.loads((folder / "ledger.json").read_text("utf-8"))
         self.folder = folder
         self.ledger = Ledger.from_json(meta["ledger"])
+        self.digest: str = meta["digest"]
+        """sha256 of the examples' ids and labels."""
         self._files: list[str] = meta["files"]
         self._ids = _map(folder / "ids", np.int32)
         self._trained = _map(folder / "trained", np.bool_)
@@ -52,6 +56,14 @@ class Examples:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @cached_property
+    def rows(self) -> NDArray[np.int64]:
+        """Number of the row that each example came from, counting those with examples: windows of one row share it."""
+        import numpy as np
+
+        starts = (np.diff(self._lines, prepend=-1) != 0) | (np.diff(self._file, prepend=-1) != 0)
+        return np.cumsum(starts) - 1
 
     def ids(self, index: int) -> NDArray[np.int32]:
         """Token ids, int32 [length]."""
@@ -75,7 +87,15 @@ def examples(source: Source, encoder: Encoder) -> Examples:
         _write(Path(temporary.name), source, encoder)
         return Examples(Path(temporary.name), temporary)
     key = _key(source, encoder, content)
-    found = Examples(cache.made(f"store/{key}", lambda aside: _write(aside, source, encoder)))
+
+    def make(aside: Path) -> None:
+        _write(aside, source, encoder)
+
+    folder = cache.made(f"store/{key}", make)
+    if not _is_whole(folder):
+        shutil.rmtree(folder)
+        folder = cache.made(f"store/{key}", make)
+    found = Examples(folder)
     found.ledger.source = source.name  # the same rows may have been encoded under another name
     return found
 
@@ -86,7 +106,16 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
     names = {"ids": "i", "trained": "b", "ends": "q", "lines": "q", "file": "i", "supervised": "i"}
     columns = {name: array(code) for name, code in names.items()}
     streams = {name: (folder / name).open("wb") for name in names}
+    digest = hashlib.sha256()
     end = 0
+
+    def flush() -> None:
+        for name, column in columns.items():
+            column.tofile(streams[name])
+            if name in ("ids", "trained", "ends"):
+                digest.update(column)
+            del column[:]
+
     try:
         for count, outcome in enumerate(encoder.encode(source.rows()), 1):
             ledger.add(outcome, encoder.limits)
@@ -99,40 +128,52 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
                 columns["file"].append(files.setdefault(outcome.where.file, len(files)))
                 columns["supervised"].append(example.supervised)
             if count % 1000 == 0:
-                for name, column in columns.items():
-                    column.tofile(streams[name])
-                    del column[:]
-        for name, column in columns.items():
-            column.tofile(streams[name])
+                flush()
+        flush()
     finally:
         for stream in streams.values():
             stream.close()
     if not ledger.rows:
         raise DataError(f"data.{source.name}: no rows in {_shown(source)}")
-    meta = {"ledger": ledger.to_json(), "files": list(files)}
+    sizes = {name: (folder / name).stat().st_size for name in names}
+    meta = {"ledger": ledger.to_json(), "files": list(files), "digest": digest.hexdigest(), "sizes": sizes}
     (folder / "ledger.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether the store has what was written: a disk that was full or a power cut may have taken some of it."""
+    try:
+        sizes = json.loads((folder / "ledger.json").read_text("utf-8"))["sizes"]
+        return all((folder / name).stat().st_size == size for name, size in sizes.items())
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def _key(source: Source, encoder: Encoder, content: str) -> str:
     parts: dict[str, Any] = {
         "medframe": medframe.__version__,
         "code": [_module_sha(f"medframe.{name}") for name in _CODE],
-        "dataset": [type(source.dataset).__qualname__, _module_sha(type(source.dataset).__module__)],
+        "dataset": _code_of(type(source.dataset)),
         # Not source.config: that keeps its interpolations, and ${oc.env:X} may mean something else by now.
         "section": {f.name: getattr(source.dataset, f.name) for f in fields(source.dataset)},
         "limit": source.mix.limit,
         "content": content,
         "format": format_fingerprint(encoder.prompt, encoder.tokenizer),
-        "prompt": [repr(encoder.prompt), _module_sha(type(encoder.prompt).__module__)],
+        "prompt": [repr(encoder.prompt), _code_of(type(encoder.prompt))],
         "tokenizer": tokenizer_fingerprint(encoder.tokenizer),
         "limits": repr(encoder.limits),
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]
 
 
+def _code_of(cls: type) -> list[list[str]]:
+    """The class and what it inherits from, each with the content of its module."""
+    return [[base.__qualname__, _module_sha(base.__module__)] for base in cls.__mro__ if base is not object]
+
+
 def _module_sha(module: str) -> str:
     spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
+    if spec is None or spec.origin is None or not Path(spec.origin).is_file():
         return module
     return hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medframe.backbone import Backbone
 from medframe.compose import compose
@@ -13,9 +13,7 @@ from medframe.encode import Encoder
 from medframe.errors import RunError
 from medframe.manifest import check, trained_content
 from medframe.recipe import speaker
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+from medframe.weights import attach
 
 
 @dataclass(frozen=True)
@@ -28,12 +26,16 @@ class TrainedRun:
     """As it was before training."""
     encoder: Encoder
 
-    def model(self) -> PreTrainedModel:
-        """The trained model, adapters merged, on the GPU where there is one."""
+    def model(self) -> Any:
+        """The trained model as it was proven, its adapter not merged, on the GPU where there is one."""
         import torch
 
-        model: Any = trained(self.backbone, self.out).load_model()
-        return model.to("cuda" if torch.cuda.is_available() else "cpu")  # type: ignore[no-any-return]
+        adapter = self.out / "adapter"
+        if adapter.is_dir():
+            model: Any = attach(self.backbone.load_model(), adapter)
+        else:
+            model = trained(self.backbone, self.out).load_model()
+        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def open_run(out: Path, base: Path | None = None, proven: bool = True) -> TrainedRun:

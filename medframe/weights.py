@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 
 
-def locate(name: str, what: str = "weights", tokenizer_only: bool = False) -> Path:
+def locate(name: str, what: str = "weights", small: bool = False) -> Path:
     """The local directory of `name`, a directory or a hub id; BackboneError about the field `what` when there is none.
 
-    Of a hub model, the weights are not fetched with `tokenizer_only`.
+    Of a hub model, only the `small` files are fetched, configuration and tokenizer, or the weights as well.
     """
     path = Path(name).expanduser()
     if path.is_dir():
@@ -31,10 +31,12 @@ def locate(name: str, what: str = "weights", tokenizer_only: bool = False) -> Pa
     from huggingface_hub import snapshot_download
 
     kinds = ["*.json", "*.model", "*.jinja", "*.txt"]
-    if not tokenizer_only:
-        kinds += ["*.safetensors", "*.bin"]
     try:
-        return Path(snapshot_download(name, allow_patterns=kinds))
+        found = Path(snapshot_download(name, allow_patterns=kinds))
+        for weights in () if small else ("*.safetensors", "*.bin"):
+            if not any(found.glob("*.safetensors")):
+                snapshot_download(name, allow_patterns=[weights])
+        return found
     except Exception as error:
         reason = str(error).partition("\n")[0]
         raise BackboneError(f"backbone.{what}: no directory {name!r}, and no such hub model: {reason}") from error

@@ -14,8 +14,7 @@ from typing import TYPE_CHECKING, Any
 from medframe import quiet
 from medframe.answer import Answerer
 from medframe.proof import WITNESS, logits
-from medframe.trained import open_run, trained
-from medframe.weights import attach
+from medframe.trained import open_run
 
 if TYPE_CHECKING:
     from medframe.encode import Encoder
@@ -28,13 +27,12 @@ def main(out: Path, prompts: list[list[int]]) -> dict[str, Any]:
     quiet.libraries()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     run = open_run(out, proven=False)
-    base: Any = run.backbone.load_model()
-    base = base.to(device)
-    before = [_answer(base, run.encoder, ids) for ids in prompts]
-    # The adapter is not merged: as plain peft loads it.
-    adapter = out / "adapter"
-    model: Any = attach(base, adapter) if adapter.is_dir() else trained(run.backbone, out).load_model()
-    model = model.to(device).eval()
+    before = []
+    if prompts:
+        base: Any = run.backbone.load_model()
+        before = [_answer(base.to(device), run.encoder, ids) for ids in prompts]
+        del base
+    model = run.model()
     after = [_answer(model, run.encoder, ids) for ids in prompts]
     return {"differs": _differs(model, out / WITNESS), "answers": list(zip(before, after, strict=True))}
 

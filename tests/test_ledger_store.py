@@ -166,9 +166,9 @@ def test_a_row_with_nothing_to_learn_is_skipped_unless_the_recipe_stops_at_it(
         ([{"query": "头痛", "response": ""}] * 2, [], "none of its 2 rows can be learnt from; first "),
         ([LONG], ["limits.max_length=8"], "none of its 1 rows can be learnt from; first "),
         ([], [], "data.consult: no rows in "),
-        ([GOOD, GOOD], ["held_out.rows=2"], "held_out: 2 rows of consult are to be held out, and it has 2"),
+        ([GOOD, GOOD], ["held_out.rows=2"], "held_out: 2 of the 2 rows of consult would be held out"),
         ([GOOD] * 4, ["data.consult.weight=0.1"], "data.consult: weight 0.1 leaves none of its 4 training examples"),
-        ([GOOD], ["held_out.fraction=0.1"], "held_out: 1 rows of consult are to be held out, and it has 1"),
+        ([GOOD], ["held_out.fraction=0.1"], "held_out: 1 of the 1 rows of consult would be held out"),
     ],
 )
 def test_nothing_left_to_train_on_is_an_error(

@@ -117,7 +117,7 @@ def test_packed_and_padded_runs_take_the_same_step(data: Path, tmp_path: Path) -
     # All 18 training examples in one optimizer step: how they are batched does not matter.
     for name, kind, accumulate in (("packed", "tokens: 10000", 1), ("padded", "rows: 6", 3)):
         batching = f"batching={{kind: {name}, {kind}}}"
-        steps = ["trainer.max_steps=1", f"trainer.gradient_accumulation_steps={accumulate}"]
+        steps = ["trainer.max_steps=1", "trainer.dropout=0", f"trainer.gradient_accumulation_steps={accumulate}"]
         result = train(data, tmp_path / name, batching, *steps)
         assert result.returncode == 0, result.stderr
     for value in ("loss", "grad_norm", "held_out_loss"):
@@ -126,7 +126,9 @@ def test_packed_and_padded_runs_take_the_same_step(data: Path, tmp_path: Path) -
 
 
 def test_a_run_killed_at_any_time_resumes_to_the_same_losses_and_weights(data: Path, tmp_path: Path) -> None:
+    # Checkpoints at 4 and 8, logged at 3, 6, 9, 12: a resumed run goes on in the middle of a logged mean.
     settings = ["trainer.max_steps=12", "trainer.dropout=0.1", "batching={kind: packed, tokens: 400}"]
+    settings.append("trainer.logging_steps=3")
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     assert train(data, straight, *settings).returncode == 0
 
@@ -256,6 +258,34 @@ def test_training_that_diverges_is_a_failure_not_a_run(data: Path, tmp_path: Pat
     assert json.loads((out / "manifest.json").read_text("utf-8"))["state"] == "training"
 
 
+def test_a_run_never_deletes_what_it_reads_or_what_is_no_run(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}", "utf-8")
+    result = train(data, tmp_path, "--overwrite")
+    assert result.returncode == 2
+    assert "no run; name another directory" in result.stderr
+    weights = tmp_path / "weights"
+    weights.mkdir()
+    inside = train(data, weights / "run", f"backbone.weights={weights}")
+    assert inside.returncode == 2
+    assert "lie in each other" in inside.stderr
+    assert (tmp_path / "model" / "config.json").exists()
+
+
+def test_another_prompt_format_is_not_resumed_with(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(data, out, "trainer.max_steps=50", start_new_session=True)
+    wait_for(out / "checkpoints" / "checkpoint-4", process)
+    os.killpg(process.pid, signal.SIGKILL)
+    process.communicate()
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    manifest["prompt"]["fingerprint"] = "of another version of the plugin"
+    (out / "manifest.json").write_text(json.dumps(manifest), "utf-8")
+    result = train(data, out, "trainer.max_steps=50", "--resume")
+    assert result.returncode == 2
+    assert "the prompt format has changed" in result.stderr
+
+
 def test_wrong_modules_are_named(data: Path, tmp_path: Path) -> None:
     result = train(data, tmp_path / "run", "trainer.targets=[q_porj]")
     assert result.returncode == 2
@@ -280,3 +310,8 @@ def test_broken_weights_are_named(data: Path, tmp_path: Path) -> None:
     (weights / "model.safetensors").write_bytes(b"\x10\x00\x00")
     result = train(data, tmp_path / "run", f"backbone.weights={weights}")
     assert result.returncode == 2
+
+
+def test_training_under_autocast_passes_its_own_proof(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", "trainer.max_steps=2", "trainer.bf16=true")
+    assert result.returncode == 0, result.stderr

@@ -32,7 +32,7 @@ class Llama(Backbone):
         from transformers import LlamaConfig
 
         try:
-            return LlamaConfig.from_pretrained(self.directory(), local_files_only=True)
+            return LlamaConfig.from_pretrained(self.directory(small=True), local_files_only=True)
         except (OSError, ValueError) as error:
             raise BackboneError(f"backbone.weights: {' '.join(str(error).split())[:300]}") from error
 
@@ -49,6 +49,11 @@ class Llama(Backbone):
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise BackboneError(f"backbone.tokenizer: {directory} cannot be loaded: {reason}") from error
+        probe = "头痛三天，怎么办？ CT"
+        if tokenizer.decode(tokenizer(probe, add_special_tokens=False)["input_ids"]).strip() != probe:
+            raise BackboneError(
+                f"backbone.tokenizer: {directory} is no LLaMA tokenizer: it loses text when it is read as one"
+            )
         tokenizer.init_kwargs["legacy"] = True
         if tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
             # LLaMA has no pad token. Never the end token: it is trained.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import shutil
@@ -20,6 +21,9 @@ from medframe import Job, RecipeError
 from medframe_trainers.loss import mean_loss, token_loss
 from medframe_trainers.stream import Stream
 
+_WINDOW = "window.json"
+"""The file of a checkpoint that holds the sum of the losses since the last logged step."""
+
 
 def fit(
     job: Job,
@@ -34,6 +38,8 @@ def fit(
     """
     steps, accumulate = arguments.pop("max_steps"), arguments["gradient_accumulation_steps"]
     epochs = arguments.pop("num_train_epochs")
+    # Left to itself, the Trainer refuses bf16 where there is no GPU, though a CPU computes in it.
+    arguments.setdefault("use_cpu", not torch.accelerator.is_available())
     stream = Stream(job.train, epochs, steps * accumulate if steps else None)
     try:
         args = TrainingArguments(
@@ -54,12 +60,16 @@ def fit(
         # One process drives one device: the Trainer would split each micro-batch over all GPUs it sees.
         args._n_gpu = min(1, args.n_gpu)
         trainer = _Trainer(job, model, args, stream, keep, prove)
+        # Made anew when training starts; made here too, so that wrong settings are found before.
+        trainer.create_optimizer_and_scheduler(args.max_steps)
     except (TypeError, ValueError) as error:
         raise RecipeError(f"trainer: {' '.join(str(error).split())}") from error
     with _Interrupt(trainer):
         trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
     if job.held_out and trainer.evaluated_at != trainer.state.global_step:
         trainer.evaluate()
+    # Accelerate leaves autocast around the model's forward; what is saved computes in its own precision.
+    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
 
 
 class _Trainer(Trainer):
@@ -93,6 +103,11 @@ class _Trainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._since, self._supervised = time.perf_counter(), 0
+        # The losses since the last logged step. The Trainer's own sum does not survive a resume.
+        self._losses, self._logged_at = torch.zeros((), dtype=torch.float64), 0
+        if job.resume:
+            window = json.loads((job.resume / _WINDOW).read_text("utf-8"))
+            self._losses, self._logged_at = self._losses + window["losses"], window["logged_at"]
 
     def _get_train_sampler(self, train_dataset: Any = None) -> SequentialSampler:
         return SequentialSampler(self._stream)
@@ -108,6 +123,11 @@ class _Trainer(Trainer):
         self._supervised += tokens
         # Gradients are averaged over processes; the number of labels is a sum over them.
         return loss / num_items_in_batch.clamp(min=1) * self.accelerator.num_processes
+
+    def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
+        loss = super().training_step(model, inputs, num_items_in_batch)
+        self._losses = self._losses.to(loss.device) + loss
+        return loss
 
     def evaluate(self, *args: Any, **kwargs: Any) -> dict[str, float]:
         held_out = self.job.held_out
@@ -125,8 +145,10 @@ class _Trainer(Trainer):
         if "loss" not in logs:
             return
         seconds = time.perf_counter() - self._since
-        names = ("loss", "grad_norm", "learning_rate")
-        values: dict[str, float] = {name: float(logs[name]) for name in names if name in logs}
+        step = self.state.global_step
+        values = {"loss": float(self._losses) / max(step - self._logged_at, 1)}
+        self._losses, self._logged_at = torch.zeros_like(self._losses), step
+        values |= {name: float(logs[name]) for name in ("grad_norm", "learning_rate") if name in logs}
         values["supervised_tokens_per_second"] = round(self._supervised / seconds, 1)
         self._since, self._supervised = time.perf_counter(), 0
         self.job.log(self.state.global_step, self.args.max_steps, values)
@@ -144,9 +166,12 @@ class _Trainer(Trainer):
             for file in inner.iterdir():
                 file.rename(folder / file.name)
             inner.rmdir()
+            window = {"losses": float(self._losses), "logged_at": self._logged_at}
+            (folder / _WINDOW).write_text(json.dumps(window), "utf-8")
             self.prove(folder)
         assert checkpoints is not None
-        for old in sorted(Path(checkpoints).iterdir(), key=step_of)[: -self.keep]:
+        whole = [folder for folder in Path(checkpoints).iterdir() if step_of(folder) >= 0]
+        for old in sorted(whole, key=step_of)[: -self.keep]:
             shutil.rmtree(old)
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import ast
 import importlib.util
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, field
-from functools import partial
+from difflib import get_close_matches
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,17 +79,24 @@ class Lora(Trainer):
     """Any other argument of transformers.TrainingArguments, by its own name."""
 
     def __post_init__(self) -> None:
-        for name in (
-            "rank",
-            "gradient_accumulation_steps",
-            "logging_steps",
-            "save_steps",
-            "keep",
-            "max_steps",
-        ):
+        for name in (*_COUNTS, "rank", "keep"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, not {value}")
+        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
+        for name in ("alpha", "learning_rate", "adam_epsilon"):
+            if not 0 < getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.bf16 and self.fp16:
+            raise ValueError("bf16 and fp16 are both on: choose one")
+        for name, file, enum in _NAMES:
+            if (value := getattr(self, name)) not in (known := _members(file, enum)):
+                raise ValueError(f"{name} {value!r} is unknown to the installed transformers{_hint(value, known)}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if not 0 < self.num_train_epochs < math.inf:
@@ -101,12 +110,9 @@ class Lora(Trainer):
             if name in own:
                 raise ValueError(f"training_arguments.{name} is a field of the trainer itself: name it once, there")
             if name in _FRAMES:
-                raise ValueError(f"training_arguments.{name} is the frame's to set")
+                raise ValueError(f"training_arguments.{name} is the frame's to set, or would break what it promises")
             if name not in _known_arguments():
-                from difflib import get_close_matches
-
-                near = get_close_matches(name, set(_known_arguments()) - own - set(_FRAMES), n=1)
-                hint = f"; did you mean {near[0]!r}?" if near else ""
+                hint = _hint(name, set(_known_arguments()) - own - set(_FRAMES))
                 raise ValueError(f"training_arguments.{name} is no argument of the installed transformers{hint}")
 
     def steps(self, train: Batches) -> int:
@@ -204,19 +210,55 @@ _FRAMES = (
     "eval_on_start",
     "logging_nan_inf_filter",
     "dataloader_pin_memory",
+    "save_only_model",
+    "ignore_data_skip",
+    "auto_find_batch_size",
+    "dataloader_drop_last",
+    "label_smoothing_factor",
+    "load_best_model_at_end",
+    "push_to_hub",
+    "hub_model_id",
+    "hub_strategy",
+    "hub_token",
+    "deepspeed",
+    "fsdp",
+    "fsdp_config",
+    "train_sampling_strategy",
+    "use_cache",
     "resume_from_checkpoint",
 )
 
 
+_COUNTS = ("gradient_accumulation_steps", "logging_steps", "save_steps", "eval_steps", "max_steps")
+_NAMES = (
+    ("lr_scheduler_type", "trainer_utils.py", "SchedulerType"),
+    ("optim", "training_args.py", "OptimizerNames"),
+)
+"""Fields whose values are the members of an enumeration in transformers: its file and its name."""
+
+
+def _hint(name: str, known: Iterable[str]) -> str:
+    near = get_close_matches(name, list(known), n=1)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
 def _known_arguments() -> list[str]:
-    """The arguments of the installed version, read from its text: importing it would take seconds."""
+    body = _class_body("training_args.py", "TrainingArguments")
+    return [s.target.id for s in body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
+
+
+def _members(file: str, enum: str) -> list[str]:
+    return [
+        str(statement.value.value)
+        for statement in _class_body(file, enum)
+        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
+    ]
+
+
+@cache
+def _class_body(file: str, name: str) -> list[ast.stmt]:
+    """The statements of a class of the installed transformers, read from its text: importing it would take seconds."""
     spec = importlib.util.find_spec("transformers")
     assert spec is not None and spec.origin is not None
-    tree = ast.parse((Path(spec.origin).parent / "training_args.py").read_text("utf-8"))
-    return [
-        statement.target.id
-        for node in tree.body
-        if isinstance(node, ast.ClassDef) and node.name == "TrainingArguments"
-        for statement in node.body
-        if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name)
-    ]
+    tree = ast.parse((Path(spec.origin).parent / file).read_text("utf-8"))
+    return next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), [])
