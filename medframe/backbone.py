@@ -79,6 +79,12 @@ class Backbone(ABC):
             return cache.made(f"tiny/{self._tiny_name()}-tokenizer", self.make_tiny_tokenizer)
         return locate(self.weights, small=True)
 
+    def check_type(self, wanted: str) -> None:
+        """BackboneError unless the weights' config.json is of this model type, such as llama."""
+        from medframe.weights import check_type
+
+        check_type(self.directory(small=True), wanted)
+
     def read(self, cls: type[Any]) -> PreTrainedModel:
         """The model of this transformers class from `directory()`, with the adapters merged; else BackboneError."""
         from medframe import weights

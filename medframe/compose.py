@@ -124,9 +124,9 @@ def _read(file: Path, includer: Path | None) -> dict[str, Any]:
 
 def _split(override: str) -> tuple[str, str]:
     key, equals, value = override.partition("=")
-    if not equals or not key:
+    if not equals or not all(key.split(".")):
         raise RecipeError(f"command line: {override!r} is not KEY=VALUE, such as trainer.rank=16")
-    if key in ("include", "profiles"):
+    if key.partition(".")[0] in ("include", "profiles"):
         raise RecipeError(f"command line: {key} belongs in a recipe file")
     return key, value
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields
@@ -38,6 +39,8 @@ class Frame:
     """Held-out questions answered before and after training, shown at the end; 0: none."""
 
     def __post_init__(self) -> None:
+        if not self.out:
+            raise ValueError("out is empty; name the run directory")
         if not 0 <= self.seed < 2**32:
             raise ValueError(f"seed must lie between 0 and 2**32 - 1, not {self.seed}")
         if self.compare < 0:
@@ -289,7 +292,7 @@ class _Builder:
         origin = self.composed.origin(key)
         path = (origin.base if origin else Path.cwd()) / Path(value).expanduser()
         word = r"\w[\w-]*(:[\w.-]+)?" + (r"|[\w-][\w.-]*/[\w-][\w.-]*" if hub_ids else "")
-        return value if re.fullmatch(word, value) and not path.exists() else str(path.resolve())
+        return value if re.fullmatch(word, value) and not path.exists() else os.path.abspath(path)
 
     def _stored(self, path: str) -> Mapping[str, Any]:
         section: Any = self.config

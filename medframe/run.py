@@ -22,7 +22,7 @@ from medframe.progress import RunLog
 from medframe.proof import reloaded
 from medframe.recipe import Recipe
 from medframe.trained import read_manifest
-from medframe.trainer import Job
+from medframe.trainer import Job, damage
 
 OWN = (
     "recipe.yaml",
@@ -63,11 +63,14 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
         check_free(out, resume, overwrite)  # again: encoding may have taken long
         checkpoint = None
         if resume and (out / "manifest.json").exists():
-            checkpoint = _newest_checkpoint(out)
+            checkpoint = _newest_checkpoint(out, say)
+        if checkpoint:
             _check_same(out, recipe, description)
             _forget_finish(out)
-            say(f"Going on from {checkpoint.name}." if checkpoint else "No checkpoint yet: starting at the beginning.")
+            say(f"Going on from {checkpoint.name}.")
         else:
+            if resume:
+                say(f"No checkpoint in {out}: starting at the beginning.")
             _clear(out)
         _write(out / "recipe.yaml", f"# As run{_profile(recipe)}.\n{recipe.yaml()}")
         _write(out / "ledger.json", _ledger_json(prepared))
@@ -94,7 +97,7 @@ def _fit(recipe: Recipe, prepared: Prepared, log: RunLog, checkpoint: Path | Non
         recipe.trainer.fit(job)
     except KeyboardInterrupt:
         log.close()
-        newest = _newest_checkpoint(recipe.out)
+        newest = _newest_checkpoint(recipe.out, say)
         say(f"Saved {newest}; go on with --resume." if newest else "Nothing saved yet.")
         raise
     finally:
@@ -161,7 +164,8 @@ def check_free(out: Path, resume: bool, overwrite: bool) -> None:
         finished = read_manifest(out)["state"] == "finished"
         if resume and finished:
             raise RunError(f"{out}: this run has finished; --overwrite begins anew")
-        if not resume and not overwrite:
+        begun = any((out / name).exists() for name in ("checkpoints", "adapter", "model"))
+        if (begun or finished) and not resume and not overwrite:
             how = "--overwrite begins anew" if finished else "--resume goes on with it, --overwrite begins anew"
             raise RunError(f"out: {out} already holds a run; {how}, out=DIR writes elsewhere")
     elif out.is_dir() and (strange := [f.name for f in out.iterdir() if not _begun(f.name)]):
@@ -234,11 +238,15 @@ def _forget_finish(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _newest_checkpoint(out: Path) -> Path | None:
-    """The last checkpoint; a folder of that name is whole, because it gets its name last."""
+def _newest_checkpoint(out: Path, say: Say) -> Path | None:
+    """The last checkpoint that is whole; a damaged one is said and passed over."""
     folders = (out / "checkpoints").glob("checkpoint-*") if (out / "checkpoints").is_dir() else ()
-    whole = [folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)]
-    return max(whole, key=_step, default=None)
+    named = [folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)]
+    for folder in sorted(named, key=_step, reverse=True):
+        if (wrong := damage(folder)) is None:
+            return folder
+        say(f"{folder.name} is damaged and passed over: {wrong}.")
+    return None
 
 
 def _step(checkpoint: Path) -> int:

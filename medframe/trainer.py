@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from abc import ABC, abstractmethod
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
     from medframe.batch import Batches
+
+
+CONTENTS = "contents.json"
 
 
 class Log(Protocol):
@@ -67,6 +71,8 @@ class Job:
         aside.mkdir(parents=True)
         try:
             yield aside
+            if final.parent.name == "checkpoints":
+                write_contents(aside)
             for file in aside.rglob("*"):
                 _to_disk(file)
             if final.exists():
@@ -113,6 +119,26 @@ class Trainer(ABC):
 
         The model comes from `job.load_model()`, is saved with `job.saving` and handed to `job.finish` at the end.
         """
+
+
+def write_contents(folder: Path) -> None:
+    """Write down what files the folder holds and how long they are; `damage` looks whether it still does."""
+    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
+    (folder / CONTENTS).write_text(json.dumps(sizes), "utf-8")
+
+
+def damage(folder: Path) -> str | None:
+    """What of the checkpoint is not there as it was saved, in words; None when it is whole."""
+    try:
+        sizes = json.loads((folder / CONTENTS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return f"{CONTENTS} cannot be read"
+    for name, size in sizes.items():
+        if not (folder / name).is_file():
+            return f"{name} is missing"
+        if (folder / name).stat().st_size != size:
+            return f"{name} is cut short"
+    return None
 
 
 def _refused(error: BaseException | None) -> str | None:

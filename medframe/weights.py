@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -49,6 +50,7 @@ def load(cls: type[Any], directory: Path, dtype: str) -> PreTrainedModel:
     """
     if not (directory / "config.json").is_file():
         raise BackboneError(f"backbone.weights: {directory} has no config.json")
+    check_type(directory, cls.config_class.model_type)
     try:
         model, report = cls.from_pretrained(directory, dtype=dtype, local_files_only=True, output_loading_info=True)
     except Exception as error:
@@ -57,6 +59,16 @@ def load(cls: type[Any], directory: Path, dtype: str) -> PreTrainedModel:
     if missing := sorted(report["missing_keys"]):
         raise BackboneError(f"backbone.weights: {directory} lacks {len(missing)} tensors: {_some(missing)}")
     return model  # type: ignore[no-any-return]
+
+
+def check_type(directory: Path, wanted: str) -> None:
+    """BackboneError when the directory's config.json is of another kind of model."""
+    try:
+        found = json.loads((directory / "config.json").read_text("utf-8")).get("model_type", wanted)
+    except (OSError, ValueError, AttributeError) as error:
+        raise BackboneError(f"backbone.weights: {directory / 'config.json'} cannot be read: {error}") from None
+    if found != wanted:
+        raise BackboneError(f"backbone.weights: {directory} holds a {found} model, this backbone is for {wanted}")
 
 
 def merge(model: PreTrainedModel, adapters: Sequence[str]) -> PreTrainedModel:

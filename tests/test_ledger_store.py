@@ -16,7 +16,7 @@ from conftest import Consultations, Distribution, Ended, Medframe
 
 from medframe.batch import Batches, Epoch
 from medframe.compose import compose
-from medframe.dataset import BadRow, Where
+from medframe.dataset import BadRow, Turn, Where
 from medframe.encode import Limits, Unlearnable
 from medframe.ledger import Ledger
 from medframe.prepare import Prepared, prepare
@@ -530,3 +530,55 @@ def test_control_tokens_that_a_patient_types_stay_text(
     assert typed.replace("▁", " ") in sample["text"]
     (row,) = json_lines(medframe("preview", recipe, "--json", "--rows"))  # by way of the store
     assert row["input_ids"] == ids
+
+
+def test_a_store_that_lost_a_part_is_made_again(recipe: Path, medframe: Medframe, cache: Path) -> None:
+    from medframe.compose import compose
+    from medframe.prepare import prepare
+    from medframe.recipe import build
+
+    first = prepare(build(compose(recipe))).train.selections[0].examples
+    whole = [first.ids(i).tolist() for i in range(len(first))]
+    folder = first.folder
+    del first
+    (folder / "ids").write_bytes((folder / "ids").read_bytes()[:40])
+    again = prepare(build(compose(recipe))).train.selections[0].examples
+    assert [again.ids(i).tolist() for i in range(len(again))] == whole
+
+
+def test_a_tokenizer_file_that_cuts_and_pads_does_neither_here(tmp_path: Path) -> None:
+    from medframe.encode import Encoder
+    from medframe_backbones.llama import Llama
+    from medframe_prompts.chatmed import ChatMed
+
+    turns = (Turn("user", "头痛" * 40), Turn("assistant", "休息" * 40))
+    tokenizer = Llama().load_tokenizer()
+    whole = Encoder(ChatMed(), tokenizer).example(turns).ids
+    tokenizer(["头痛" * 40, "头"], truncation=True, max_length=18, padding=True)
+    tokenizer.save_pretrained(tmp_path)
+    assert '"truncation": null' not in (tmp_path / "tokenizer.json").read_text("utf-8")
+    assert Encoder(ChatMed(), Llama(tokenizer=str(tmp_path)).load_tokenizer()).example(turns).ids == whole
+
+
+def test_an_added_token_that_is_not_called_special_stays_text_too() -> None:
+    from medframe.encode import Encoder
+    from medframe_backbones.llama import Llama
+    from medframe_prompts.chatmed import ChatMed
+
+    tokenizer = Llama().load_tokenizer()
+    tokenizer.add_tokens(["<think>"])
+    ids = Encoder(ChatMed(), tokenizer).example((Turn("user", "头痛<think>"), Turn("assistant", "休息"))).ids
+    assert tokenizer.convert_tokens_to_ids("<think>") not in ids
+
+
+def test_windows_of_one_dialogue_stay_on_one_side_of_the_split(tmp_path: Path) -> None:
+    import numpy as np
+
+    from medframe.prepare import _split
+
+    class Store:
+        rows = np.repeat(np.arange(20), 3)
+
+    train, held_out = _split(Store(), 4, 1, "dialogues")  # type: ignore[arg-type]
+    assert len(held_out) == 12
+    assert not set(Store.rows[train]) & set(Store.rows[held_out])

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -21,13 +24,18 @@ def block(language: str, holding: str) -> str:
 def test_the_plugin_in_the_readme_works(medframe: Medframe, distribution: Distribution, recipe: Path) -> None:
     project = tomllib.loads(block("toml", "medframe-plain"))
     entries = [f"{name} = {value}" for name, value in project["project"]["entry-points"]["medframe"].items()]
-    distribution(project["project"]["name"], {"medframe_plain": block("python", "class Plain")}, entries)
+    site = distribution(project["project"]["name"], {"medframe_plain": block("python", "class Plain")}, entries)
     listed = medframe("list-plugins", "prompt/plain")
     assert listed.code == 0
     assert "What the one who asks is called." in listed.out
     shown = medframe("preview", recipe, "prompt.use=plain", "prompt.patient=病人", "-n", "1")
     assert shown.code == 0, shown.err
     assert "病人：" in shown.out
+    tests = site / "test_plain.py"
+    tests.write_text(block("python", "class TestPlain"), "utf-8")
+    line = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)]
+    held = subprocess.run(line, cwd=site, env={**os.environ, "PYTHONPATH": str(site)}, capture_output=True, text=True)
+    assert held.returncode == 0, held.stdout
 
 
 def test_the_recipe_in_the_readme_is_valid(medframe: Medframe, here: Path) -> None:

@@ -310,7 +310,7 @@ def test_a_folder_named_like_a_hub_id_is_the_folder(medframe: Medframe, recipe: 
         ),
         ("out:", "seed: -1\nout:", "seed must lie between 0 and 2**32 - 1, not -1"),
         ("path:", "weight: 0, path:", "recipe.yaml:4: data.consult: weight must be above 0"),
-        ("path:", "weight: .inf, path:", "recipe.yaml:4: data.consult: weight must be above 0 and finite"),
+        ("path:", "weight: .inf, path:", "recipe.yaml:4: data.consult: weight must be above 0 and at most 1000"),
         ("path:", "limit: 0, path:", "recipe.yaml:4: data.consult: limit must be at least 1, not 0"),
         ("  consult:", "  held_out:", "recipe.yaml:3: data: 'held_out' cannot name a data section"),
         ("  consult:", "  2023:", "recipe.yaml:3: data: 2023 cannot name a data section"),

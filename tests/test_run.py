@@ -228,3 +228,10 @@ def test_the_published_profile_trains_on_real_rows_and_chat_answers(tmp_path: Pa
     result = subprocess.run([*line, "trainer.gradient_accumulation_steps=2"], capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     assert chat(out).returncode == 0
+
+
+def test_chat_goes_on_after_bytes_that_are_no_text(finished: tuple[Path, str]) -> None:
+    line = [sys.executable, "-m", "medframe", "chat", str(finished[0]), "--max-new-tokens", "8"]
+    result = subprocess.run(line, input=b"\xff\xfe\n\xe5\xa4\xb4\xe7\x97\x9b\n", capture_output=True)
+    assert result.returncode == 0, result.stderr.decode()
+    assert result.stdout.count(b"> ") == 3

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -151,18 +152,22 @@ def test_a_run_killed_at_any_time_resumes_to_the_same_losses_and_weights(data: P
     assert all(torch.equal(one[name], other[name]) for name in one)
 
 
-def test_a_half_written_checkpoint_is_not_resumed_from(data: Path, tmp_path: Path) -> None:
+def test_a_half_written_or_damaged_checkpoint_is_not_resumed_from(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = start(data, out, "trainer.max_steps=12", start_new_session=True)
-    wait_for(out / "checkpoints" / "checkpoint-4", process)
+    wait_for(out / "checkpoints" / "checkpoint-8", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
+    damaged = max((out / "checkpoints").glob("checkpoint-*[0-9]"), key=lambda c: int(c.name.rpartition("-")[2]))
+    (damaged / "optimizer.pt").unlink()
     half = out / "checkpoints" / "checkpoint-99.saving"
     half.mkdir()
     (half / "adapter_model.safetensors").write_bytes(b"half")
     resumed = train(data, out, "trainer.max_steps=12", "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "checkpoint-99" not in resumed.stdout
+    assert f"{damaged.name} is damaged and passed over: optimizer.pt is missing" in resumed.stdout
+    assert "Going on from checkpoint-" in resumed.stdout
 
 
 def test_ctrl_c_saves_exits_130_and_resumes(data: Path, tmp_path: Path) -> None:
@@ -188,6 +193,7 @@ def test_resume_where_nothing_was_begun_starts_at_the_beginning(data: Path, tmp_
     out = tmp_path / "run"
     result = train(data, out, "trainer.max_steps=2", "--resume")
     assert result.returncode == 0, result.stderr
+    assert "starting at the beginning" in result.stdout
     assert (out / "adapter" / "adapter_model.safetensors").exists()
 
 
@@ -315,3 +321,22 @@ def test_broken_weights_are_named(data: Path, tmp_path: Path) -> None:
 def test_training_under_autocast_passes_its_own_proof(data: Path, tmp_path: Path) -> None:
     result = train(data, tmp_path / "run", "trainer.max_steps=2", "trainer.bf16=true")
     assert result.returncode == 0, result.stderr
+
+
+def test_training_goes_on_when_the_reader_of_its_output_leaves(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    line = " ".join(map(shlex.quote, command("run", "chatmed", f"data.consult.path={data}", f"out={out}", *SMALL)))
+    subprocess.run(f"{line} trainer.max_steps=2 | head -1", shell=True, check=True, env={**os.environ, **ONE_THREAD})
+    assert json.loads((out / "manifest.json").read_text("utf-8"))["state"] == "finished"
+
+
+def test_weights_of_another_architecture_are_refused(data: Path, tmp_path: Path) -> None:
+    from medframe_backbones.llama import Llama
+
+    weights = tmp_path / "qwen"
+    weights.mkdir()
+    Llama().make_tiny_tokenizer(weights)
+    (weights / "config.json").write_text('{"model_type": "qwen2"}', "utf-8")
+    result = train(data, tmp_path / "run", f"backbone.weights={weights}")
+    assert result.returncode == 2
+    assert "holds a qwen2 model, this backbone is for llama" in result.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import importlib
 import os
 import sys
@@ -63,7 +62,8 @@ def main() -> None:
     try:
         code = group(standalone_mode=False)
         # Within the handlers' reach, so that a closed pipe or a full disk behind stdout is seen here.
-        sys.stdout.flush()
+        if sys.stdout:
+            sys.stdout.flush()
     except click.ClickException as error:
         error.show()
         code = error.exit_code
@@ -77,10 +77,10 @@ def main() -> None:
     except BrokenPipeError:
         code = _nobody_reads()
     except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.EFBIG):
+        if error.errno is None:
             raise
-        named = f" {error.filename}" if error.filename else ""
-        click.echo(f"Error: cannot write{named}: {error.strerror}", err=True)
+        named = f"{error.filename}: " if error.filename else ""
+        click.echo(f"Error: {named}{error.strerror}", err=True)
         code = 1
     sys.exit(code if isinstance(code, int) else 0)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import sys
 from pathlib import Path
 
 import click
@@ -20,6 +22,8 @@ def command(run: Path, base: Path | None, max_new_tokens: int) -> None:
     from medframe.trained import open_run
 
     quiet.libraries()
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # a stray byte is no reason to end
     opened = open_run(run, base)
     prompt = opened.encoder.prompt
     answerer = Answerer(opened.model(), opened.encoder)
@@ -30,10 +34,10 @@ def command(run: Path, base: Path | None, max_new_tokens: int) -> None:
         click.echo("This format has no turns: each question is answered on its own, without what was said before.")
     turns: list[Turn] = []
     while (question := _ask()) is not None:
-        if not question or question == "/clear":
+        if question == "/clear":
             turns.clear()
-            if question:
-                click.echo("(forgotten)")
+            click.echo("(forgotten)")
+        if question in ("", "/clear"):
             continue
         turns = [*turns, Turn("user", question)] if prompt.multi_turn else [Turn("user", question)]
         said = ""
@@ -43,7 +47,8 @@ def command(run: Path, base: Path | None, max_new_tokens: int) -> None:
                 said += piece
                 click.echo(piece, nl=False)
         except PromptError as error:
-            click.echo(f"({error}; /clear forgets the conversation)", nl=False)
+            hint = "; /clear forgets the conversation" if len(turns) > 1 else ""
+            click.echo(f"({error}{hint})", nl=False)
         except KeyboardInterrupt:
             answer.close()
             click.echo(" (stopped)", nl=False)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import click
 
 
@@ -23,4 +26,12 @@ def command(recipe: str, overrides: tuple[str, ...], print_only: bool, resume: b
         return
     from medframe.run import run
 
-    run(built, say=click.echo, resume=resume, overwrite=overwrite)
+    run(built, say=_say, resume=resume, overwrite=overwrite)
+
+
+def _say(line: str) -> None:
+    """Print the line; a training goes on when the reader of its output has gone, as behind `| head`."""
+    try:
+        click.echo(line)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

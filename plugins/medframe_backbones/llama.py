@@ -31,6 +31,7 @@ class Llama(Backbone):
     def load_config(self) -> PretrainedConfig:
         from transformers import LlamaConfig
 
+        self.check_type("llama")
         try:
             return LlamaConfig.from_pretrained(self.directory(small=True), local_files_only=True)
         except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from torch.utils.data import SequentialSampler
 from transformers import Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from medframe import Job, RecipeError
+from medframe import Job, ProofError, RecipeError
 from medframe_trainers.loss import mean_loss, token_loss
 from medframe_trainers.stream import Stream
 
@@ -148,7 +148,10 @@ class _Trainer(Trainer):
         step = self.state.global_step
         values = {"loss": float(self._losses) / max(step - self._logged_at, 1)}
         self._losses, self._logged_at = torch.zeros_like(self._losses), step
+        if not math.isfinite(values["loss"]):
+            raise ProofError(f"the loss is not finite at step {step}: the training has diverged; checkpoints are kept")
         values |= {name: float(logs[name]) for name in ("grad_norm", "learning_rate") if name in logs}
+        values = {name: value for name, value in values.items() if math.isfinite(value)}  # JSON has no other
         values["supervised_tokens_per_second"] = round(self._supervised / seconds, 1)
         self._since, self._supervised = time.perf_counter(), 0
         self.job.log(self.state.global_step, self.args.max_steps, values)

@@ -92,6 +92,8 @@ class Lora(Trainer):
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.targets == []:
+            raise ValueError("targets is empty: name modules, or give null for the backbone's own choice")
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both on: choose one")
         for name, file, enum in _NAMES:
@@ -142,7 +144,10 @@ class Lora(Trainer):
             del arguments["gradient_checkpointing"]  # a deprecated name, though the one that users know
         fit(job, model, {**arguments, **self.training_arguments}, self.keep, prove)
         if all(tensor.equal(start[name].to(tensor.device)) for name, tensor in tensors().items()):
-            raise ProofError("trainer: no tensor of the adapter has changed: nothing was learnt")
+            raise ProofError(
+                "trainer: no tensor of the adapter has changed: nothing was learnt. The first step of a warm-up has a "
+                "learning rate of 0: take more steps"
+            )
         with job.saving("adapter") as folder:
             model.save_pretrained(str(folder), save_embedding_layers=False)
             (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in; the run has a card
