@@ -39,15 +39,15 @@ class Limits:
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """Token ids, and for each whether it is trained; both of the same length."""
+    """Token ids, and for each whether it is trained, 1 or 0; both of the same length."""
 
     ids: list[int]
-    trained: list[bool]
+    trained: bytes
 
     @property
     def supervised(self) -> int:
         """Tokens with a loss. The first is never one: nothing stands before it to predict it from."""
-        return sum(self.trained[1:])
+        return self.trained.count(1, 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,7 +229,7 @@ class Encoder:
         examples = []
         for plan in plans:
             all_ids: list[int] = []
-            trained: list[bool] = []
+            trained = b""
             for control, before, train in plan:
                 ids = control
                 if ids is None:
@@ -237,7 +237,7 @@ class Encoder:
                     if before:
                         ids = self._continued(before, text[1:], ids)
                 all_ids += ids
-                trained += [train] * len(ids)
+                trained += (b"\1" if train else b"\0") * len(ids)
             examples.append(Example(all_ids, trained))
         return examples
 

@@ -23,7 +23,7 @@ def format_fingerprint(prompt: PromptFormat, tokenizer: PreTrainedTokenizerBase)
     for turns in _PROBES:
         try:
             example = encoder.example(turns)
-            seen.append([example.ids, [int(t) for t in example.trained]])
+            seen.append([example.ids, list(example.trained)])
         except PromptError:
             seen.append("refused")
     stop = [resolve(token, tokenizer) for token in prompt.stop]

@@ -122,7 +122,7 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
             for example in outcome.examples if isinstance(outcome, Encoded) else ():
                 end += len(example.ids)
                 columns["ids"].extend(example.ids)
-                columns["trained"].extend(example.trained)
+                columns["trained"].frombytes(example.trained)
                 columns["ends"].append(end)
                 columns["lines"].append(outcome.where.line)
                 columns["file"].append(files.setdefault(outcome.where.file, len(files)))
