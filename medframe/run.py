@@ -64,6 +64,8 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
         checkpoint = None
         if resume and (out / "manifest.json").exists():
             checkpoint = _newest_checkpoint(out, say)
+            if checkpoint is None and _checkpoints(out):
+                raise RunError(f"{out}: no checkpoint is whole; --overwrite begins anew")
         if checkpoint:
             _check_same(out, recipe, description)
             _forget_finish(out)
@@ -240,13 +242,17 @@ def _forget_finish(out: Path) -> None:
 
 def _newest_checkpoint(out: Path, say: Say) -> Path | None:
     """The last checkpoint that is whole; a damaged one is said and passed over."""
-    folders = (out / "checkpoints").glob("checkpoint-*") if (out / "checkpoints").is_dir() else ()
-    named = [folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)]
-    for folder in sorted(named, key=_step, reverse=True):
+    for folder in reversed(_checkpoints(out)):
         if (wrong := damage(folder)) is None:
             return folder
         say(f"{folder.name} is damaged and passed over: {wrong}.")
     return None
+
+
+def _checkpoints(out: Path) -> list[Path]:
+    """Every checkpoint, the oldest first; what was being written when the process was killed has another name."""
+    folders = (out / "checkpoints").glob("checkpoint-*")
+    return sorted((folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)), key=_step)
 
 
 def _step(checkpoint: Path) -> int:
