@@ -38,8 +38,8 @@ def card(recipe: Recipe, manifest: Mapping[str, Any], ledgers: Sequence[Ledger])
     for source, ledger in zip(manifest["data"], ledgers, strict=True):
         lines.append(
             f"- `{source['section']}`: {ledger.rows:,} rows, {ledger.kept:,} kept, {ledger.shortened:,} shortened, "
-            f"{ledger.skipped:,} skipped; {ledger.supervised:,} supervised tokens. Licence as published: {source['licence']}. "
-            f"{source['homepage']}".rstrip()
+            f"{ledger.skipped:,} skipped; {ledger.supervised:,} supervised tokens. "
+            f"Licence as published: {source['licence']}. {source['homepage']}".rstrip()
         )
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())
     lines += ["", "## Made with", "", f"medframe {manifest['medframe']}, {libraries}; {manifest['machine']}"]

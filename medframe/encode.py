@@ -1,4 +1,4 @@
-"""Turns -> ids and labels; the only place that tokenises, masks and shortens."""
+"""Turns -> ids and labels; the only place that tokenises and masks. What is too long, `shorten` makes fit."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from medframe.dataset import BadRow, Sample, Turn, Where
 from medframe.errors import PromptError
 from medframe.prompt import Control, PromptFormat, Span
+from medframe.shorten import flat, rounds_of, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -96,9 +97,9 @@ class Encoder:
 
         The oldest rounds are left out until `room` tokens hold the rest; PromptError when the last does not fit.
         """
-        system, rounds = _rounds(turns)
+        system, rounds = rounds_of(turns)
         while True:
-            ids = self.example([*system, *_flat(rounds)]).ids
+            ids = self.example([*system, *flat(rounds)]).ids
             if room is None or len(ids) <= room:
                 return ids
             if len(rounds) == 1:
@@ -138,7 +139,7 @@ class Encoder:
         if limit is None or len(whole.ids) <= limit:
             return Encoded(sample.where, (whole,), note)
         try:
-            kept, how = self._shortened(sample.turns, limit)
+            kept, how = shorten(sample.turns, limit, self.limits.on_overflow, self.example)
         except PromptError as error:
             return Unlearnable(sample.where, f"{len(whole.ids)} tokens, more than {limit}, and shortened: {error}")
         kept = [example for example in kept if example.supervised]
@@ -146,68 +147,6 @@ class Encoder:
             return Unlearnable(sample.where, f"{len(whole.ids)} tokens, more than {limit}{how}")
         lost = whole.supervised - sum(example.supervised for example in kept)
         return Encoded(sample.where, tuple(kept), "; ".join(filter(None, [note, how])), max(lost, 0))
-
-    def _shortened(self, turns: Sequence[Turn], limit: int) -> tuple[list[Example], str]:
-        """The examples that fit, and how they came to; none where the policy cannot make them fit."""
-        system, rounds = _rounds(turns)
-        policy = self.limits.on_overflow
-        if policy == "skip":
-            return [], ""
-        if policy == "windows":
-            return self._windows(system, rounds, limit)
-        dropped = 0
-        while len(rounds) > 1:
-            rounds, dropped = rounds[1:], dropped + 1
-            example = self.example([*system, *_flat(rounds)])
-            if len(example.ids) <= limit:
-                return [example], f"{dropped} oldest round(s) dropped"
-        if policy == "cut" and rounds and rounds[0][0].role == "user":
-            trimmed, cut = self._cut(system, rounds[0], limit)
-            if trimmed:
-                also = f"{dropped} oldest round(s) dropped; " if dropped else ""
-                return [trimmed], f"{also}{cut} characters cut from the start of the question"
-            return [], ", and the answer alone does not fit"
-        return [], ", and a lone round is not cut (limits.on_overflow)"
-
-    def _cut(self, system: Sequence[Turn], round_: Sequence[Turn], limit: int) -> tuple[Example | None, int]:
-        """The round with the fewest characters cut from the start of its question that make it fit."""
-        text = round_[0].text
-
-        def without(count: int) -> Example:
-            return self.example([*system, replace(round_[0], text=text[count:]), *round_[1:]])
-
-        low, high = 1, len(text) - 1
-        if high < low or len(without(high).ids) > limit:
-            return None, 0
-        while low < high:
-            middle = (low + high) // 2
-            if len(without(middle).ids) <= limit:
-                high = middle
-            else:
-                low = middle + 1
-        return without(high), high
-
-    def _windows(self, system: Sequence[Turn], rounds: list[tuple[Turn, ...]], limit: int) -> tuple[list[Example], str]:
-        """Neighbouring rounds together as far as they fit, every answer in one window."""
-        windows: list[Example] = []
-        current: list[tuple[Turn, ...]] = []
-        fitting: Example | None = None
-        skipped = 0
-        for round_ in rounds:
-            longer = self.example([*system, *_flat([*current, round_])])
-            if len(longer.ids) > limit and current:
-                assert fitting is not None
-                windows.append(fitting)
-                current, fitting = [], None
-                longer = self.example([*system, *round_])
-            if len(longer.ids) > limit:
-                skipped += 1
-                continue
-            current, fitting = [*current, round_], longer
-        if fitting is not None:
-            windows.append(fitting)
-        also = f", {skipped} round(s) too long for one" if skipped else ""
-        return windows, f"made into {len(windows)} windows{also}"
 
     def _examples(self, rendered: Sequence[Sequence[Span]]) -> list[Example]:
         """Each list of spans as ids and labels, all texts tokenised in one call.
@@ -331,23 +270,6 @@ def resolve(token: str | int, tokenizer: PreTrainedTokenizerBase) -> list[int]:
     if not isinstance(found, int) or tokenizer.convert_ids_to_tokens(found) != token:
         raise PromptError(f"{token!r} is no token of this tokenizer; the format does not suit the backbone")
     return [found]
-
-
-def _rounds(turns: Sequence[Turn]) -> tuple[tuple[Turn, ...], list[tuple[Turn, ...]]]:
-    """The leading system turns, and the rounds: a user turn with all that follows it up to the next."""
-    start = next((i for i, turn in enumerate(turns) if turn.role != "system"), len(turns))
-    rounds: list[tuple[Turn, ...]] = []
-    for turn in turns[start:]:
-        if turn.role == "user" or not rounds:
-            rounds.append((turn,))
-        else:
-            rounds[-1] = (*rounds[-1], turn)
-    return tuple(turns[:start]), rounds
-
-
-def _flat(rounds: Iterable[Sequence[Turn]]) -> Iterator[Turn]:
-    for round_ in rounds:
-        yield from round_
 
 
 def _ending_in_an_answer(sample: Sample) -> Sample | None:

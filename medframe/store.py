@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
     from medframe.source import Source
 
-_CODE = ("dataset", "files", "rows", "encode", "ledger", "store")
+_CODE = ("dataset", "files", "rows", "encode", "shorten", "ledger", "store")
 """The core's own modules that a row passes on its way into the store."""
 
 
