@@ -104,7 +104,7 @@ class _Trainer(Trainer):
         self.loss_is_scaled_for_ga = True
         self._since, self._supervised = time.perf_counter(), 0
         # The losses since the last logged step. The Trainer's own sum does not survive a resume.
-        self._losses, self._logged_at = torch.zeros((), dtype=torch.float64), 0
+        self._losses, self._logged_at = torch.zeros(()), 0
         if job.resume:
             window = json.loads((job.resume / _WINDOW).read_text("utf-8"))
             self._losses, self._logged_at = self._losses + window["losses"], window["logged_at"]
