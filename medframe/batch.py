@@ -115,6 +115,15 @@ class Batches:
         """Examples in an epoch of weight 1."""
         return sum(len(selection.indices) for selection in self.selections)
 
+    def longest(self) -> tuple[int, Where | None]:
+        """The tokens of the longest example, and the row that it came from."""
+        found: tuple[int, Where | None] = (0, None)
+        for selection in (selection for selection in self.selections if len(selection.indices)):
+            lengths = selection.examples.lengths[selection.indices]
+            if lengths.max() > found[0]:
+                found = int(lengths.max()), selection.examples.where(int(selection.indices[lengths.argmax()]))
+        return found
+
     def dropped(self) -> int:
         """Tokens that blocks leave out of every epoch."""
         if self.kind != "blocks":
@@ -195,16 +204,12 @@ class Batches:
 
     def _check_lengths(self) -> None:
         limit = self.batching.tokens or 8192
-        for selection in self.selections:
-            if not len(selection.indices):
-                continue
-            lengths = selection.examples.lengths[selection.indices]
-            if lengths.max() > limit:
-                longest = int(selection.indices[lengths.argmax()])
-                raise RecipeError(
-                    f"batching.tokens is {limit}, but {selection.examples.where(longest)} takes {lengths.max()} "
-                    "tokens; raise batching.tokens or lower limits.max_length"
-                )
+        length, where = self.longest()
+        if length > limit:
+            raise RecipeError(
+                f"batching.tokens is {limit}, but {where} takes {length} tokens; "
+                "raise batching.tokens or lower limits.max_length"
+            )
 
 
 class Epoch(Sequence["MicroBatch"]):

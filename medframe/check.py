@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     for ledger in prepared.ledgers:
         report.problems += _stopping(ledger, recipe)
         report.notes += ledger.summary()[1:]
-        report.sources.append(asdict(ledger))
+        report.sources.append(ledger.to_json())
     report.notes += _imitations(recipe)
     if local:
         _note(report, lambda: check_context(recipe, prepared))

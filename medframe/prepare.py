@@ -75,14 +75,12 @@ def check_context(recipe: Recipe, prepared: Prepared) -> None:
     context = getattr(recipe.backbone.load_config(), "max_position_embeddings", None)
     if context and recipe.batching.kind == "blocks" and (recipe.batching.length or 512) > context:
         raise DataError(f"batching.length is {recipe.batching.length}, more than the model's context of {context}")
-    batches = [prepared.train, *([prepared.held_out] if prepared.held_out else [])]
-    for selection in (s for batch in batches for s in batch.selections if len(s.indices)):
-        lengths = selection.examples.lengths[selection.indices]
-        longest = int(selection.indices[lengths.argmax()])
-        if context and lengths.max() > context and recipe.batching.kind != "blocks":
+    for batches in (prepared.train, prepared.held_out) if recipe.batching.kind != "blocks" else ():
+        length, where = batches.longest() if batches else (0, None)
+        if context and length > context:
             raise DataError(
-                f"{selection.examples.where(longest)} takes {lengths.max()} tokens, more than the model's context of "
-                f"{context}; set limits.max_length={context}"
+                f"{where} takes {length} tokens, more than the model's context of {context}; "
+                f"set limits.max_length={context}"
             )
 
 

@@ -23,6 +23,7 @@ from medframe.plugins import FRAME_KEYS, Component, catalog
 from medframe.prompt import PromptFormat
 from medframe.source import Mix, Source
 from medframe.trainer import Trainer
+from medframe.weights import HUB_ID
 
 T = TypeVar("T")
 
@@ -178,7 +179,7 @@ class _Builder:
         dataset = self._component("dataset", path, rest)
         if mix is None or dataset is None:
             return None
-        return Source(name, dataset, mix, self._stored(path))
+        return Source(name, dataset, mix)
 
     def _held_out(self, section: Any) -> Split | Source | None:
         if section is None:
@@ -291,14 +292,8 @@ class _Builder:
             return value
         origin = self.composed.origin(key)
         path = (origin.base if origin else Path.cwd()) / Path(value).expanduser()
-        word = r"\w[\w-]*(:[\w.-]+)?" + (r"|[\w-][\w.-]*/[\w-][\w.-]*" if hub_ids else "")
+        word = r"\w[\w-]*(:[\w.-]+)?" + (f"|{HUB_ID}" if hub_ids else "")
         return value if re.fullmatch(word, value) and not path.exists() else os.path.abspath(path)
-
-    def _stored(self, path: str) -> Mapping[str, Any]:
-        section: Any = self.config
-        for key in path.split("."):
-            section = section[key]
-        return section  # type: ignore[no-any-return]
 
     def _store(self, path: str, values: Any) -> None:
         section = self.config

@@ -158,6 +158,7 @@ def _questions(prepared: Prepared, count: int) -> list[tuple[list[int], str, str
 
 
 def check_free(out: Path, resume: bool, overwrite: bool) -> None:
+    """RunError unless a run may write into `out`: nothing there that it did not make, no run that nobody gave up."""
     if resume and overwrite:
         raise RunError("--resume goes on with a run, --overwrite begins anew: give one of them")
     if out.exists() and not out.is_dir():

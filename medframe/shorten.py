@@ -77,6 +77,8 @@ def _windows(
         current, fitting = [*current, round_], longer
     if fitting is not None:
         windows.append(fitting)
+    if not windows:
+        return [], ", and so is every round by itself"
     also = f", {skipped} round(s) too long for one" if skipped else ""
     return windows, f"made into {len(windows)} windows{also}"
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Any
 
 from medframe.dataset import BadRow, DatasetSource, Sample
 
@@ -33,8 +32,6 @@ class Source:
     name: str
     dataset: DatasetSource
     mix: Mix
-    config: Mapping[str, Any]
-    """The section as composed."""
 
     def rows(self) -> Iterable[Sample | BadRow]:
         """The samples and bad rows, no more than the limit."""

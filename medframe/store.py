@@ -154,7 +154,7 @@ def _key(source: Source, encoder: Encoder, content: str) -> str:
         "medframe": medframe.__version__,
         "code": [_module_sha(f"medframe.{name}") for name in _CODE],
         "dataset": _code_of(type(source.dataset)),
-        # Not source.config: that keeps its interpolations, and ${oc.env:X} may mean something else by now.
+        # The values themselves: what the recipe holds may be ${oc.env:X}, and mean something else by now.
         "section": {f.name: getattr(source.dataset, f.name) for f in fields(source.dataset)},
         "limit": source.mix.limit,
         "content": content,

@@ -45,7 +45,7 @@ class _Verbs(click.Group):
         try:
             return super().invoke(ctx)
         except BrokenPipeError:  # click itself would end with 1
-            return _nobody_reads()
+            return nobody_reads()
 
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
@@ -75,7 +75,7 @@ def main() -> None:
         click.echo("Interrupted.", err=True)
         code = 130
     except BrokenPipeError:
-        code = _nobody_reads()
+        code = nobody_reads()
     except OSError as error:
         if error.errno is None:
             raise
@@ -85,7 +85,7 @@ def main() -> None:
     sys.exit(code if isinstance(code, int) else 0)
 
 
-def _nobody_reads() -> int:
+def nobody_reads() -> int:
     """The reader of our output has gone, as `| head` does; there is nobody left to tell."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     return 0

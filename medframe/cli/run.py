@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
-
 import click
 
 
@@ -31,7 +28,9 @@ def command(recipe: str, overrides: tuple[str, ...], print_only: bool, resume: b
 
 def _say(line: str) -> None:
     """Print the line; a training goes on when the reader of its output has gone, as behind `| head`."""
+    from medframe.cli import nobody_reads
+
     try:
         click.echo(line)
     except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        nobody_reads()
