@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
 from medframe.dataset import Turn
+from medframe.errors import PromptError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -58,9 +59,21 @@ class PromptFormat(ABC):
         """The format for this tokenizer, before `render`; binding a bound format again changes nothing."""
         return self
 
+    def unroll(self, turns: Sequence[Turn]) -> list[Sequence[Turn]]:
+        """The conversations to lay out so that every answer is learnt: this one, where one `render` trains them all."""
+        return [turns]
+
     @abstractmethod
     def render(self, turns: Sequence[Turn]) -> list[Span]:
         """The turns laid out; after a user turn, ready for the assistant to speak.
 
         PromptError for turns that the format cannot lay out.
         """
+
+    def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        """The Jinja template by which `tokenizer.apply_chat_template` gives the ids of `render`; saved with a model.
+
+        Equal for texts that spell out no control token: a template's text is parsed for them. PromptError says why no
+        template can lay out alike.
+        """
+        raise PromptError(f"{type(self).__name__} has none")

@@ -1,0 +1,32 @@
+"""ALiBi: attention scores that fall with distance, as Bloom and Baichuan-13B have it (Press et al., 2022)."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+def slopes(heads: int) -> list[float]:
+    """The slope of each head. Beyond a power of two, every other slope of the next power of two follows."""
+    power = 2 ** math.floor(math.log2(heads))
+    first = [2 ** (-8 * (head + 1) / power) for head in range(power)]
+    return first + [2 ** (-8 * (head + 0.5) / power) for head in range(heads - power)]
+
+
+def biased(allowed: torch.Tensor, slopes: torch.Tensor, offset: int, dtype: torch.dtype) -> torch.Tensor:
+    """The additive mask: slope x (key - query) where `allowed`, else the lowest number of `dtype`.
+
+    allowed: bool [batch or 1, 1, queries, keys]; slopes: fp32 [heads]; offset: keys before the first query.
+    Returns [batch or 1, heads, queries, keys]. The distance is taken before anything is rounded: slope x key alone,
+    as the published code has it, loses the differences between near keys in bfloat16.
+    """
+    import torch
+
+    queries, keys = allowed.shape[-2:]
+    at = torch.arange(offset, offset + queries, device=allowed.device)
+    distance = torch.arange(keys, device=allowed.device) - at[:, None]
+    bias = slopes.to(allowed.device)[:, None, None] * distance
+    return bias.to(dtype).masked_fill(~allowed, torch.finfo(dtype).min)
