@@ -1,8 +1,9 @@
-"""The tiny LLaMA made on the spot: `tokenizer_files` and `llama_files` write the same bytes everywhere."""
+"""The tiny LLaMA made on the spot, and what other tiny models share with it: the same bytes everywhere."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,7 @@ _STD_EMBEDDING, _STD_LINEAR, _STD_HEAD = 0.1, 0.06, 0.02
 _SEED = 20230418
 
 
-def _characters() -> list[str]:
+def characters() -> list[str]:
     """The ordinary pieces: the space mark, ASCII, punctuation, GB 2312 level one, the medical supplement."""
     ascii_printable = "".join(map(chr, range(0x21, 0x7F)))
     # Level one: the rows 0xB0 to 0xD7; the last five cells of the last row are empty.
@@ -37,7 +38,7 @@ def _characters() -> list[str]:
 
 def vocab_size() -> int:
     """How many pieces the tiny tokenizer has: three special ones, 256 bytes, the characters."""
-    return 3 + 256 + len(_characters())
+    return 3 + 256 + len(characters())
 
 
 def tokenizer_files(directory: Path) -> None:
@@ -56,7 +57,7 @@ def tokenizer_files(directory: Path) -> None:
     add("</s>", 0.0, kind.CONTROL)
     for byte in range(256):
         add(f"<0x{byte:02X}>", 0.0, kind.BYTE)
-    for i, character in enumerate(_characters()):
+    for i, character in enumerate(characters()):
         add(character, float(-i), kind.NORMAL)
 
     trainer = proto.trainer_spec
@@ -72,7 +73,7 @@ def tokenizer_files(directory: Path) -> None:
 
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "tokenizer.model").write_bytes(proto.SerializeToString(deterministic=True))
-    _write_json(
+    write_json(
         directory / "tokenizer_config.json",
         {
             "tokenizer_class": "LlamaTokenizer",
@@ -91,7 +92,7 @@ def llama_files(directory: Path) -> None:
     from safetensors.numpy import save_file
 
     directory.mkdir(parents=True, exist_ok=True)
-    _write_json(
+    write_json(
         directory / "config.json",
         {
             "architectures": ["LlamaForCausalLM"],
@@ -112,12 +113,10 @@ def llama_files(directory: Path) -> None:
             "dtype": "float32",
         },
     )
-    save_file(_weights(), directory / "model.safetensors", metadata={"format": "pt"})
+    save_file(random_tensors(_shapes()), directory / "model.safetensors", metadata={"format": "pt"})
 
 
-def _weights() -> dict[str, NDArray[np.float32]]:
-    import numpy as np
-
+def _shapes() -> dict[str, tuple[int, ...]]:
     shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (vocab_size(), _HIDDEN)}
     for i in range(_LAYERS):
         layer = f"model.layers.{i}."
@@ -125,22 +124,27 @@ def _weights() -> dict[str, NDArray[np.float32]]:
         shapes |= {f"{layer}mlp.{name}_proj.weight": (_INTERMEDIATE, _HIDDEN) for name in ("gate", "up")}
         shapes |= {f"{layer}mlp.down_proj.weight": (_HIDDEN, _INTERMEDIATE)}
         shapes |= {f"{layer}{name}_layernorm.weight": (_HIDDEN,) for name in ("input", "post_attention")}
-    shapes |= {"model.norm.weight": (_HIDDEN,), "lm_head.weight": (vocab_size(), _HIDDEN)}
+    return shapes | {"model.norm.weight": (_HIDDEN,), "lm_head.weight": (vocab_size(), _HIDDEN)}
+
+
+def random_tensors(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, NDArray[np.float32]]:
+    """A random tensor for every name, the same bytes everywhere: biases 0, norms 1, the rest by what they are for."""
+    import numpy as np
 
     # RandomState's stream of integers is frozen for good and scaling by a power of two is exact. What remains
     # is an IEEE product by the half-width of the uniform distribution, sqrt(3) times its standard deviation.
     random = np.random.RandomState(_SEED)
-    stds = {"model.embed_tokens.weight": _STD_EMBEDDING, "lm_head.weight": _STD_HEAD}
 
     def tensor(name: str, shape: tuple[int, ...]) -> NDArray[np.float32]:
         if len(shape) == 1:
-            return np.ones(shape, dtype=np.float32)
-        half_width = 1.7320508075688772 * stds.get(name, _STD_LINEAR)
+            return np.full(shape, 0 if name.endswith("bias") else 1, dtype=np.float32)
+        std = _STD_EMBEDDING if "embed" in name else _STD_HEAD if name.startswith("lm_head") else _STD_LINEAR
         integers = random.randint(0, 2**32, size=shape, dtype=np.uint32)
-        return ((integers.astype(np.float64) / 2.0**31 - 1.0) * half_width).astype(np.float32)
+        return ((integers.astype(np.float64) / 2.0**31 - 1.0) * (1.7320508075688772 * std)).astype(np.float32)
 
     return {name: tensor(name, shape) for name, shape in shapes.items()}
 
 
-def _write_json(path: Path, value: dict[str, Any]) -> None:
+def write_json(path: Path, value: dict[str, Any]) -> None:
+    """Write the value as JSON, the same bytes everywhere."""
     path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8", newline="\n")
