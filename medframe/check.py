@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from medframe.batch import Batches
 from medframe.compose import Composed
 from medframe.dataset import BadRow
 from medframe.errors import MedframeError, RecipeError
-from medframe.ledger import Ledger
+from medframe.ledger import REPEATS, Ledger
 from medframe.prepare import Prepared, check_context, prepare
 from medframe.recipe import Recipe, build
 from medframe.run import check_free
@@ -100,6 +101,8 @@ def _measure(report: Report, recipe: Recipe, prepared: Prepared) -> None:
     report.steps = recipe.trainer.steps(train)
     if dropped := train.dropped():
         report.notes.append(f"batching.map_batch drops {dropped:,} tokens from every epoch, as published")
+    if again := _asked_before(train):
+        report.notes.append(f"{again:,} training questions are asked more than once, with the same answer or another")
     if prepared.held_out and (again := _shared(train, prepared.held_out)):
         report.notes.append(f"{again:,} held-out questions are also asked in training: the held-out loss flatters")
 
@@ -107,7 +110,7 @@ def _measure(report: Report, recipe: Recipe, prepared: Prepared) -> None:
 def _stopping(ledger: Ledger, recipe: Recipe) -> Iterator[str]:
     for entry in ledger.entries:
         policy = recipe.limits.on_bad_row if entry.bad else recipe.limits.on_unlearnable
-        if entry.fate == "skipped" and policy == "stop":
+        if entry.fate == "skipped" and entry.why != REPEATS and policy == "stop":
             yield f"{entry.file}:{entry.line}: {entry.why}"
 
 
@@ -137,14 +140,21 @@ def _imitations(recipe: Recipe) -> Iterator[str]:
 
 
 def _shared(train: Batches, held_out: Batches) -> int:
-    def asked(batches: Batches) -> Iterator[int]:
-        for examples, index in map(batches.example, range(len(batches))):
-            question = examples.ids(index)[: examples.trained(index).argmax()]
-            if len(question):
-                yield hash(question.tobytes())
+    known = set(_questions(train))
+    return sum(question in known for question in _questions(held_out))
 
-    known = set(asked(train))
-    return sum(question in known for question in asked(held_out))
+
+def _asked_before(train: Batches) -> int:
+    asked = Counter(_questions(train))
+    return sum(1 for count in asked.values() if count > 1)
+
+
+def _questions(batches: Batches) -> Iterator[int]:
+    """A hash of what stands before the first answer, of every example that has something there."""
+    for examples, index in map(batches.example, range(len(batches))):
+        question = examples.ids(index)[: examples.trained(index).argmax()]
+        if len(question):
+            yield hash(question.tobytes())
 
 
 def _open(config: Any, prefix: str = "") -> Iterator[str]:

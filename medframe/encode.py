@@ -26,12 +26,18 @@ class Limits:
 
     max_length: int | None = 2048
     """Most tokens in a sample; null: any length."""
-    on_overflow: Literal["drop_turns", "cut", "windows", "skip"] = "drop_turns"
-    """Too long: drop the oldest rounds | then cut the start of a lone question | make several samples | skip."""
+    on_overflow: Literal["drop_turns", "cut", "windows", "skip", "keep_first", "truncate"] = "drop_turns"
+    """Too long: drop the oldest rounds | then cut the start of a lone question | make several samples | skip.
+
+    As published: keep_first, the turns after the last answer that fits are dropped (DISC-MedLLM) | truncate, the ids
+    are cut where they reach the limit, and with them the end of the answer and its end token (BenTsao).
+    """
     on_bad_row: Literal["stop", "skip"] = "stop"
     """A row that cannot be read: stop, or skip and count it."""
     on_unlearnable: Literal["skip", "stop"] = "skip"
     """A row with nothing to learn, or still too long: skip and count it, or stop."""
+    on_repeat: Literal["keep", "skip"] = "keep"
+    """A row that says just what an earlier row of the same section says: keep and count it, or skip it."""
 
     def __post_init__(self) -> None:
         if self.max_length is not None and self.max_length < 2:
@@ -61,6 +67,8 @@ class Encoded:
     """What was left out to make it fit, in words."""
     lost: int = 0
     """Supervised tokens left out."""
+    repeats: bool = False
+    """An earlier row of the same source became the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +117,7 @@ class Encoder:
     def _chunk(self, chunk: list[Sample | BadRow]) -> Iterator[Encoded | Unlearnable | BadRow]:
         results: list[Encoded | Unlearnable | BadRow | None] = []
         spans: list[list[Span]] = []
-        trimmed: list[tuple[int, Sample]] = []
+        readable: list[tuple[int, Sample, list[Sequence[Turn]]]] = []
         for item in chunk:
             if isinstance(item, BadRow):
                 results.append(item)
@@ -118,35 +126,56 @@ class Encoder:
             try:
                 if sample is None:
                     raise PromptError("no answer")
-                spans.append(self.prompt.render(sample.turns))
+                parts = self.prompt.unroll(sample.turns)
+                rendered = [self.prompt.render(turns) for turns in parts]
             except PromptError as error:
                 results.append(Unlearnable(item.where, str(error)))
                 continue
-            trimmed.append((len(results), sample))
+            spans += rendered
+            readable.append((len(results), sample, parts))
             results.append(None)
-        for (index, sample), example in zip(trimmed, self._examples(spans), strict=True):
+        encoded = iter(self._examples(spans))
+        for index, sample, parts in readable:
             left_out = chunk[index].turns[len(sample.turns) :]  # type: ignore[union-attr]
             note = f"{len(left_out)} closing turn(s) without an answer left out" if left_out else None
-            results[index] = self._fitted(sample, example, note)
+            results[index] = self._fitted(sample, list(zip(parts, encoded, strict=False)), note)
         for result in results:
             assert result is not None
             yield result
 
-    def _fitted(self, sample: Sample, whole: Example, note: str | None) -> Encoded | Unlearnable:
-        limit = self.limits.max_length
-        if whole.supervised == 0:
+    def _fitted(
+        self, sample: Sample, parts: Sequence[tuple[Sequence[Turn], Example]], note: str | None
+    ) -> Encoded | Unlearnable:
+        """What becomes of a sample, given the conversations it was unrolled into and what each is as a whole."""
+        supervised = sum(whole.supervised for _, whole in parts)
+        if not supervised:
             return Unlearnable(sample.where, "no supervised token")
-        if limit is None or len(whole.ids) <= limit:
-            return Encoded(sample.where, (whole,), note)
-        try:
-            kept, how = shorten(sample.turns, limit, self.limits.on_overflow, self.example)
-        except PromptError as error:
-            return Unlearnable(sample.where, f"{len(whole.ids)} tokens, more than {limit}, and shortened: {error}")
-        kept = [example for example in kept if example.supervised]
+        kept: list[Example] = []
+        notes = [note] if note else []
+        refused: list[str] = []
+        for turns, whole in parts:
+            examples, how = self._within_limit(turns, whole)
+            kept += [example for example in examples if example.supervised]
+            if how:
+                (notes if examples else refused).append(how)
         if not kept:
-            return Unlearnable(sample.where, f"{len(whole.ids)} tokens, more than {limit}{how}")
-        lost = whole.supervised - sum(example.supervised for example in kept)
-        return Encoded(sample.where, tuple(kept), "; ".join(filter(None, [note, how])), max(lost, 0))
+            return Unlearnable(sample.where, "; ".join(dict.fromkeys(refused or ["no supervised token is left"])))
+        if refused:
+            notes.append(f"{len(refused)} of {len(parts)} answers left out: {refused[0]}")
+        lost = supervised - sum(example.supervised for example in kept)
+        return Encoded(sample.where, tuple(kept), "; ".join(dict.fromkeys(notes)) or None, max(lost, 0))
+
+    def _within_limit(self, turns: Sequence[Turn], whole: Example) -> tuple[list[Example], str | None]:
+        """The examples of a conversation that fit, and how they came to; none, and why none does."""
+        limit = self.limits.max_length
+        if limit is None or len(whole.ids) <= limit:
+            return [whole], None
+        too_long = f"{len(whole.ids)} tokens, more than {limit}"
+        try:
+            kept, how = shorten(turns, limit, self.limits.on_overflow, self.example)
+        except PromptError as error:
+            return [], f"{too_long}, and shortened: {error}"
+        return (kept, how) if any(example.supervised for example in kept) else ([], too_long + how)
 
     def _examples(self, rendered: Sequence[Sequence[Span]]) -> list[Example]:
         """Each list of spans as ids and labels, all texts tokenised in one call.

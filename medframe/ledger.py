@@ -7,11 +7,12 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from medframe.dataset import BadRow
-from medframe.encode import Encoded, Limits, Unlearnable
+from medframe.encode import Encoded, Example, Limits, Unlearnable
 from medframe.errors import DataError
 
 LOUD = 0.05
 """Above this share of skipped rows, the summary says so on a line of its own."""
+REPEATS = "repeats an earlier row"
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Entry:
 
     file: str
     line: int
-    fate: Literal["shortened", "skipped"]
+    fate: Literal["kept", "shortened", "skipped"]
     why: str
     bad: bool = False
     """It could not be read, as against read and of no use."""
@@ -37,36 +38,47 @@ class Ledger:
     kept: int = 0
     shortened: int = 0
     skipped: int = 0
+    repeated: int = 0
+    """Of those kept or shortened, rows that became the same as an earlier one."""
     examples: int = 0
     tokens: int = 0
     supervised: int = 0
     lost: int = 0
     entries: list[Entry] = field(default_factory=list)
 
-    def add(self, outcome: Encoded | Unlearnable | BadRow, limits: Limits) -> None:
-        """Count one row; DataError where the limits say that such a row stops the run."""
+    def add(self, outcome: Encoded | Unlearnable | BadRow, limits: Limits) -> tuple[Example, ...]:
+        """Count one row and return what stays of it; DataError where the limits say that such a row stops the run."""
         where = outcome.where
-        if isinstance(outcome, Encoded):
-            self.rows += 1
-            self.examples += len(outcome.examples)
-            self.tokens += sum(len(example.ids) for example in outcome.examples)
-            self.supervised += sum(example.supervised for example in outcome.examples)
-            if outcome.shortened:
-                self.shortened += 1
-                self.lost += outcome.lost
-                entry = Entry(where.file, where.line, "shortened", outcome.shortened, lost=outcome.lost)
-                self.entries.append(entry)
-            else:
-                self.kept += 1
-            return
+        if isinstance(outcome, Encoded) and not (outcome.repeats and limits.on_repeat == "skip"):
+            self._keep(outcome)
+            return outcome.examples
         bad = isinstance(outcome, BadRow)
+        why = REPEATS if isinstance(outcome, Encoded) else outcome.why
         if bad and limits.on_bad_row == "stop":
-            raise DataError(f"{where}: {outcome.why} (limits.on_bad_row: skip leaves such rows out)")
-        if not bad and limits.on_unlearnable == "stop":
-            raise DataError(f"{where}: {outcome.why} (limits.on_unlearnable: skip leaves such rows out)")
+            raise DataError(f"{where}: {why} (limits.on_bad_row: skip leaves such rows out)")
+        if isinstance(outcome, Unlearnable) and limits.on_unlearnable == "stop":
+            raise DataError(f"{where}: {why} (limits.on_unlearnable: skip leaves such rows out)")
         self.rows += 1
         self.skipped += 1
-        self.entries.append(Entry(where.file, where.line, "skipped", outcome.why, bad=bad))
+        self.entries.append(Entry(where.file, where.line, "skipped", why, bad=bad))
+        return ()
+
+    def _keep(self, outcome: Encoded) -> None:
+        self.rows += 1
+        self.examples += len(outcome.examples)
+        self.tokens += sum(len(example.ids) for example in outcome.examples)
+        self.supervised += sum(example.supervised for example in outcome.examples)
+        self.repeated += outcome.repeats
+        self.lost += outcome.lost
+        if outcome.shortened:
+            self.shortened += 1
+        else:
+            self.kept += 1
+        notes = [note for note in (outcome.shortened, REPEATS if outcome.repeats else None) if note]
+        if notes:
+            fate: Literal["kept", "shortened"] = "shortened" if outcome.shortened else "kept"
+            where = outcome.where
+            self.entries.append(Entry(where.file, where.line, fate, "; ".join(notes), lost=outcome.lost))
 
     def summary(self) -> list[str]:
         """The account in a few lines for a terminal."""
@@ -75,6 +87,8 @@ class Ledger:
             f"{self.source}: {self.rows:,} rows: {', '.join(parts)}; "
             f"{self.tokens:,} tokens, {self.supervised:,} supervised"
         ]
+        if self.repeated:
+            lines.append(f"{self.source}: {self.repeated:,} rows repeat an earlier one (limits.on_repeat: skip)")
         if self.lost:
             lines.append(f"{self.source}: {self.lost:,} supervised tokens lost by shortening")
         if self.skipped > LOUD * self.rows:

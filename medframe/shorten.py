@@ -11,7 +11,7 @@ from medframe.dataset import Turn
 if TYPE_CHECKING:
     from medframe.encode import Example
 
-Overflow = Literal["drop_turns", "cut", "windows", "skip"]
+Overflow = Literal["drop_turns", "cut", "windows", "skip", "keep_first", "truncate"]
 Encode = Callable[[Sequence[Turn]], "Example"]
 
 
@@ -20,6 +20,12 @@ def shorten(turns: Sequence[Turn], limit: int, policy: Overflow, example: Encode
     system, rounds = rounds_of(turns)
     if policy == "skip":
         return [], ""
+    if policy == "truncate":
+        whole = example(turns)
+        start = replace(whole, ids=whole.ids[:limit], trained=whole.trained[:limit])
+        return ([start], f"cut at {limit} tokens") if start.supervised else ([], ", and the question alone fills them")
+    if policy == "keep_first":
+        return _first(example, turns, limit)
     if policy == "windows":
         return _windows(example, system, rounds, limit)
     dropped = 0
@@ -35,6 +41,14 @@ def shorten(turns: Sequence[Turn], limit: int, policy: Overflow, example: Encode
             return [trimmed], f"{also}{cut} characters cut from the start of the question"
         return [], ", and the answer alone does not fit"
     return [], ", and a lone round is not cut (limits.on_overflow)"
+
+
+def _first(example: Encode, turns: Sequence[Turn], limit: int) -> tuple[list[Example], str]:
+    """The longest beginning that ends in an answer and fits."""
+    for end in range(len(turns) - 1, 0, -1):
+        if turns[end - 1].role == "assistant" and len((shorter := example(turns[:end])).ids) <= limit:
+            return [shorter], f"{len(turns) - end} closing turn(s) dropped"
+    return [], ", and so is its first round"
 
 
 def _cut(example: Encode, system: Sequence[Turn], round_: Sequence[Turn], limit: int) -> tuple[Example | None, int]:

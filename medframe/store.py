@@ -8,15 +8,16 @@ import json
 import shutil
 import tempfile
 from array import array
-from dataclasses import fields
+from collections.abc import Iterable, Iterator
+from dataclasses import fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import medframe
 from medframe import cache
-from medframe.dataset import Where
-from medframe.encode import Encoded, Encoder
+from medframe.dataset import BadRow, Where
+from medframe.encode import Encoded, Encoder, Unlearnable
 from medframe.errors import DataError
 from medframe.fingerprint import format_fingerprint, tokenizer_fingerprint
 from medframe.ledger import Ledger
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from medframe.source import Source
+
+Outcome = Encoded | Unlearnable | BadRow
 
 _CODE = ("dataset", "files", "rows", "encode", "shorten", "ledger", "store")
 """The core's own modules that a row passes on its way into the store."""
@@ -117,9 +120,8 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
             del column[:]
 
     try:
-        for count, outcome in enumerate(encoder.encode(source.rows()), 1):
-            ledger.add(outcome, encoder.limits)
-            for example in outcome.examples if isinstance(outcome, Encoded) else ():
+        for count, outcome in enumerate(_repeats_marked(encoder.encode(source.rows())), 1):
+            for example in ledger.add(outcome, encoder.limits):
                 end += len(example.ids)
                 columns["ids"].extend(example.ids)
                 columns["trained"].frombytes(example.trained)
@@ -138,6 +140,19 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
     sizes = {name: (folder / name).stat().st_size for name in names}
     meta = {"ledger": ledger.to_json(), "files": list(files), "digest": digest.hexdigest(), "sizes": sizes}
     (folder / "ledger.json").write_text(json.dumps(meta, ensure_ascii=False), "utf-8")
+
+
+def _repeats_marked(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
+    """The outcomes; those that became the same as an earlier one say so."""
+    seen: set[int] = set()
+    for outcome in outcomes:
+        if not isinstance(outcome, Encoded):
+            yield outcome
+            continue
+        # 64 bits: that two of a million rows differ and look alike has a chance of one in 37 million.
+        content = hash(tuple(part for e in outcome.examples for part in (array("i", e.ids).tobytes(), e.trained)))
+        yield replace(outcome, repeats=True) if content in seen else outcome
+        seen.add(content)
 
 
 def _is_whole(folder: Path) -> bool:

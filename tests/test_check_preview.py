@@ -415,6 +415,31 @@ def test_a_long_conversation_is_skipped_whole(medframe: Medframe, talks: Any) ->
     assert "46 tokens, more than 40" in told
 
 
+def test_as_disc_published_the_closing_turns_that_do_not_fit_are_dropped(medframe: Medframe, talks: Any) -> None:
+    (whole,), _ = talks(medframe, [THREE])
+    options = [f"limits.max_length={3 * ROUND}", "limits.on_overflow=keep_first"]
+    (sample,), _ = talks(medframe, [THREE], *options)
+    assert sample["shortened"] == "2 closing turn(s) dropped"
+    assert sample["input_ids"] == whole["input_ids"][: 1 + 2 * ROUND]
+    assert sample["labels"] == whole["labels"][: 1 + 2 * ROUND]
+    none, told = talks(medframe, [THREE], f"limits.max_length={ROUND}", options[1])
+    assert none == []
+    assert "and so is its first round" in told
+
+
+def test_as_bentsao_published_the_ids_are_cut_at_the_limit(medframe: Medframe, talks: Any) -> None:
+    (whole,), _ = talks(medframe, [THREE])
+    length = 3 * ROUND - 1
+    (sample,), _ = talks(medframe, [THREE], f"limits.max_length={length}", "limits.on_overflow=truncate")
+    assert sample["shortened"] == f"cut at {length} tokens"
+    assert sample["input_ids"] == whole["input_ids"][:length]
+    assert sample["labels"] == whole["labels"][:length]
+    asked = sum(label == -100 for label in whole["labels"][: ROUND + 1])
+    none, told = talks(medframe, [THREE], f"limits.max_length={asked}", "limits.on_overflow=truncate")
+    assert none == []
+    assert f"{1 + 3 * ROUND} tokens, more than {asked}, and the question alone fills them" in told
+
+
 def test_a_last_question_without_an_answer_is_left_out_and_told(medframe: Medframe, talks: Any) -> None:
     (sample,), _ = talks(medframe, [[*THREE, {"user": "还有呢"}]])
     assert len(sample["input_ids"]) == 1 + 3 * ROUND

@@ -123,7 +123,25 @@ def test_every_row_is_kept_shortened_or_skipped_and_told_why(
     ):
         assert told[line][:2] == (fate, bad)
         assert why in told[line][2]
-    assert len(told) == 8
+    assert told[12] == ("kept", False, "repeats an earlier row")
+    assert len(told) == 9
+
+
+def test_rows_that_repeat_an_earlier_one_are_counted_and_skipped_on_request(
+    medframe: Medframe, recipe: Path, consultations: Consultations
+) -> None:
+    otherwise = {"query": GOOD["query"], "response": "去看医生。"}
+    consultations([GOOD, otherwise, {**GOOD, "id": 3}, LONG])
+    found = ledger(medframe("check", recipe, "--json"))
+    assert (found["rows"], found["kept"], found["repeated"], found["examples"]) == (4, 4, 1, 4)
+    assert [(entry["line"], entry["fate"]) for entry in found["entries"]] == [(3, "kept")]
+    said = medframe("check", recipe).out
+    assert "1 rows repeat an earlier one (limits.on_repeat: skip)" in said
+    assert "1 training questions are asked more than once" in said
+    strict = ["limits.on_repeat=skip", "limits.on_unlearnable=stop"]
+    found = ledger(medframe("check", recipe, "--json", *strict))
+    assert (found["rows"], found["kept"], found["skipped"], found["repeated"], found["examples"]) == (4, 3, 1, 0, 3)
+    assert [(entry["line"], entry["fate"]) for entry in found["entries"]] == [(3, "skipped")]
 
 
 def test_supervised_tokens_lost_by_shortening_are_counted(
