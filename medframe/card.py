@@ -27,6 +27,7 @@ def card(recipe: Recipe, manifest: Mapping[str, Any], ledgers: Sequence[Ledger])
         "",
         f"- base: `{manifest['base']['weights']}`, fingerprint `{manifest['base']['fingerprint'][:16]}`",
         f"- prompt format: `{prompt['use']}`" + (f" (skew: {prompt['skew']})" if prompt["skew"] else ""),
+        f"- chat template: {prompt['chat_template']}",
         f"- trainer: `{recipe.components['trainer'].name}`, {result['steps']} optimizer steps, seed {recipe.seed}",
         f"- batches: {batching['kind']}" + (f" ({batching['reason']})" if batching["reason"] else ""),
     ]
@@ -38,7 +39,8 @@ def card(recipe: Recipe, manifest: Mapping[str, Any], ledgers: Sequence[Ledger])
     for source, ledger in zip(manifest["data"], ledgers, strict=True):
         lines.append(
             f"- `{source['section']}`: {ledger.rows:,} rows, {ledger.kept:,} kept, {ledger.shortened:,} shortened, "
-            f"{ledger.skipped:,} skipped; {ledger.supervised:,} supervised tokens. "
+            f"{ledger.skipped:,} skipped, {ledger.repeated:,} repeating an earlier one; "
+            f"{ledger.supervised:,} supervised tokens. "
             f"Licence as published: {source['licence']}. {source['homepage']}".rstrip()
         )
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())

@@ -76,4 +76,4 @@ class PromptFormat(ABC):
         Equal for texts that spell out no control token: a template's text is parsed for them. PromptError says why no
         template can lay out alike.
         """
-        raise PromptError(f"{type(self).__name__} has none")
+        raise PromptError(f"the format {type(self).__name__} brings none")

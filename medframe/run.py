@@ -16,7 +16,7 @@ from omegaconf import OmegaConf
 from medframe import manifest as manifests
 from medframe import quiet
 from medframe.card import card, comparison
-from medframe.errors import RunError
+from medframe.errors import PromptError, RunError
 from medframe.prepare import Prepared, check_context, prepare
 from medframe.progress import RunLog
 from medframe.proof import reloaded
@@ -59,6 +59,7 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
         say(f"WARNING batching.map_batch: {dropped:,} tokens are dropped from every epoch, as published")
     check_context(recipe, prepared)
     description = manifests.describe(recipe, prepared)
+    description["prompt"]["chat_template"] = _give_chat_template(prepared, say)
     with _locked(out):
         check_free(out, resume, overwrite)  # again: encoding may have taken long
         checkpoint = None
@@ -80,6 +81,20 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
         log = RunLog(out / "metrics.jsonl", _step(checkpoint) if checkpoint else -1)
         _fit(recipe, prepared, log, checkpoint, say)
         _finish(recipe, prepared, description, log, say)
+
+
+def _give_chat_template(prepared: Prepared, say: Say) -> str:
+    """Give the tokenizer, which is saved with what is trained, the format's chat template; what became of it, in words.
+
+    Where the format has none, the tokenizer's own goes: it lays conversations out as nothing was trained.
+    """
+    try:
+        prepared.tokenizer.chat_template = prepared.encoder.prompt.chat_template(prepared.tokenizer)
+    except PromptError as error:
+        prepared.tokenizer.chat_template = None
+        say(f"No chat template is saved with the model, medframe alone lays out as trained: {error}.")
+        return f"none: {error}"
+    return "saved with the tokenizer"
 
 
 def _fit(recipe: Recipe, prepared: Prepared, log: RunLog, checkpoint: Path | None, say: Say) -> None:

@@ -53,3 +53,8 @@ class TestLora(TrainerContract):
         "logging_steps": 1,
         "save_steps": 2,
     }
+
+
+class TestFull(TrainerContract):
+    component = "full"
+    fields: ClassVar = {"learning_rate": 1e-3, "max_steps": 6, "logging_steps": 1, "save_steps": 2}

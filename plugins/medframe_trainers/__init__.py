@@ -5,4 +5,4 @@ import medframe
 
 @medframe.hookimpl
 def trainers() -> dict[str, str]:
-    return {"lora": "medframe_trainers.lora:Lora"}
+    return {"lora": "medframe_trainers.lora:Lora", "full": "medframe_trainers.full:Full"}

@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-import ast
-import importlib.util
 import math
-from collections.abc import Iterable
 from dataclasses import dataclass, field
-from difflib import get_close_matches
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from medframe import Job, ProofError, RecipeError, Trainer
-from medframe_trainers.stream import Stream
-
-if TYPE_CHECKING:
-    from medframe import Batches
+from medframe import Job, ProofError, RecipeError
+from medframe_trainers.settings import Settings
 
 
 @dataclass(kw_only=True)
-class Lora(Trainer):
+class Lora(Settings):
     """LoRA adapters, by the Hugging Face Trainer and peft."""
 
     rank: int = 8
@@ -33,94 +26,17 @@ class Lora(Trainer):
     """Modules to adapt, by the last part of their names; null: the backbone's own choice."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules trained whole and saved with the adapter, such as embed_tokens, lm_head."""
-    max_steps: int | None = None
-    """Optimizer steps; null: num_train_epochs decides."""
-    num_train_epochs: float = 3.0
-    """Passes over the training examples."""
-    learning_rate: float = 2e-4
-    """Peak learning rate."""
-    lr_scheduler_type: str = "linear"
-    """Schedule by transformers' name, such as linear, cosine, constant."""
-    lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
-    """Further arguments of the schedule."""
-    warmup_steps: float = 0.0
-    """Steps of warm-up; below 1, a share of all steps."""
-    weight_decay: float = 0.0
-    """AdamW's weight decay."""
-    adam_beta1: float = 0.9
-    """AdamW's first decay rate."""
-    adam_beta2: float = 0.999
-    """AdamW's second decay rate."""
-    adam_epsilon: float = 1e-8
-    """AdamW's epsilon."""
-    max_grad_norm: float = 1.0
-    """Gradients are clipped to this norm; 0: never."""
-    optim: str = "adamw_torch"
-    """Optimizer by transformers' name."""
-    gradient_accumulation_steps: int = 1
-    """Micro-batches in an optimizer step."""
-    gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, a quarter more time."""
-    bf16: bool = False
-    """Compute in bfloat16 under autocast."""
-    fp16: bool = False
-    """Compute in float16 under autocast, with loss scaling."""
-    neftune_noise_alpha: float | None = None
-    """Noise on the input embeddings while training (NEFTune)."""
-    logging_steps: int = 10
-    """Optimizer steps between two lines of metrics.jsonl."""
-    eval_steps: int | None = None
-    """Optimizer steps between two held-out losses; null: as save_steps."""
-    save_steps: int = 100
-    """Optimizer steps between two checkpoints."""
-    keep: int = 2
-    """Checkpoints kept."""
-    training_arguments: dict[str, Any] = field(default_factory=dict)
-    """Any other argument of transformers.TrainingArguments, by its own name."""
 
     def __post_init__(self) -> None:
-        for name in (*_COUNTS, "rank", "keep"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, not {value}")
-        for name in ("warmup_steps", "weight_decay", "max_grad_norm"):
-            if not 0 <= getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be at least 0, not {getattr(self, name)}")
-        for name in ("alpha", "learning_rate", "adam_epsilon"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise ValueError(f"{name} must be above 0, not {getattr(self, name)}")
-        for name in ("adam_beta1", "adam_beta2"):
-            if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
-        if self.targets == []:
-            raise ValueError("targets is empty: name modules, or give null for the backbone's own choice")
-        if self.bf16 and self.fp16:
-            raise ValueError("bf16 and fp16 are both on: choose one")
-        for name, file, enum in _NAMES:
-            if (value := getattr(self, name)) not in (known := _members(file, enum)):
-                raise ValueError(f"{name} {value!r} is unknown to the installed transformers{_hint(value, known)}")
+        super().__post_init__()
+        if self.rank < 1:
+            raise ValueError(f"rank must be at least 1, not {self.rank}")
+        if not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha must be above 0, not {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
-        if not 0 < self.num_train_epochs < math.inf:
-            raise ValueError(f"num_train_epochs must be above 0 and finite, not {self.num_train_epochs}")
-        if self.training_arguments:
-            self._check_training_arguments()
-
-    def _check_training_arguments(self) -> None:
-        own = set(_OWN) | {"keep", "save_total_limit"}
-        for name in self.training_arguments:
-            if name in own:
-                raise ValueError(f"training_arguments.{name} is a field of the trainer itself: name it once, there")
-            if name in _FRAMES:
-                raise ValueError(f"training_arguments.{name} is the frame's to set, or would break what it promises")
-            if name not in _known_arguments():
-                hint = _hint(name, set(_known_arguments()) - own - set(_FRAMES))
-                raise ValueError(f"training_arguments.{name} is no argument of the installed transformers{hint}")
-
-    def steps(self, train: Batches) -> int:
-        if self.max_steps:
-            return self.max_steps
-        return math.ceil(len(Stream(train, self.num_train_epochs, None)) / self.gradient_accumulation_steps)
+        if self.targets == []:
+            raise ValueError("targets is empty: name modules, or give null for the backbone's own choice")
 
     def fit(self, job: Job) -> None:
         from peft import get_peft_model_state_dict
@@ -138,11 +54,7 @@ class Lora(Trainer):
         def prove(folder: Path) -> None:
             job.prove(tensors(), folder / "adapter_model.safetensors")
 
-        arguments = {name: getattr(self, name) for name in _OWN}
-        arguments["eval_steps"] = self.eval_steps or self.save_steps
-        if not self.gradient_checkpointing:
-            del arguments["gradient_checkpointing"]  # a deprecated name, though the one that users know
-        fit(job, model, {**arguments, **self.training_arguments}, self.keep, prove)
+        fit(job, model, self.arguments(), self.keep, prove)
         if all(tensor.equal(start[name].to(tensor.device)) for name, tensor in tensors().items()):
             raise ProofError(
                 "trainer: no tensor of the adapter has changed: nothing was learnt. The first step of a warm-up has a "
@@ -176,94 +88,3 @@ class Lora(Trainer):
             task_type="CAUSAL_LM",
         )
         return get_peft_model(model, config)
-
-
-_OWN = (
-    "max_steps",
-    "num_train_epochs",
-    "learning_rate",
-    "lr_scheduler_type",
-    "lr_scheduler_kwargs",
-    "warmup_steps",
-    "weight_decay",
-    "adam_beta1",
-    "adam_beta2",
-    "adam_epsilon",
-    "max_grad_norm",
-    "optim",
-    "gradient_accumulation_steps",
-    "gradient_checkpointing",
-    "bf16",
-    "fp16",
-    "neftune_noise_alpha",
-    "logging_steps",
-    "eval_steps",
-    "save_steps",
-)
-"""Fields that go to TrainingArguments under their own names."""
-_FRAMES = (
-    "output_dir",
-    "per_device_train_batch_size",
-    "per_device_eval_batch_size",
-    "seed",
-    "data_seed",
-    "remove_unused_columns",
-    "disable_tqdm",
-    "report_to",
-    "save_strategy",
-    "eval_strategy",
-    "eval_on_start",
-    "logging_nan_inf_filter",
-    "dataloader_pin_memory",
-    "save_only_model",
-    "ignore_data_skip",
-    "auto_find_batch_size",
-    "dataloader_drop_last",
-    "label_smoothing_factor",
-    "load_best_model_at_end",
-    "push_to_hub",
-    "hub_model_id",
-    "hub_strategy",
-    "hub_token",
-    "deepspeed",
-    "fsdp",
-    "fsdp_config",
-    "train_sampling_strategy",
-    "use_cache",
-    "resume_from_checkpoint",
-)
-
-
-_COUNTS = ("gradient_accumulation_steps", "logging_steps", "save_steps", "eval_steps", "max_steps")
-_NAMES = (
-    ("lr_scheduler_type", "trainer_utils.py", "SchedulerType"),
-    ("optim", "training_args.py", "OptimizerNames"),
-)
-"""Fields whose values are the members of an enumeration in transformers: its file and its name."""
-
-
-def _hint(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, list(known), n=1)
-    return f"; did you mean {near[0]!r}?" if near else ""
-
-
-def _known_arguments() -> list[str]:
-    body = _class_body("training_args.py", "TrainingArguments")
-    return [s.target.id for s in body if isinstance(s, ast.AnnAssign) and isinstance(s.target, ast.Name)]
-
-
-def _members(file: str, enum: str) -> list[str]:
-    return [
-        str(statement.value.value)
-        for statement in _class_body(file, enum)
-        if isinstance(statement, ast.Assign) and isinstance(statement.value, ast.Constant)
-    ]
-
-
-@cache
-def _class_body(file: str, name: str) -> list[ast.stmt]:
-    """The statements of a class of the installed transformers, read from its text: importing it would take seconds."""
-    spec = importlib.util.find_spec("transformers")
-    assert spec is not None and spec.origin is not None
-    tree = ast.parse((Path(spec.origin).parent / file).read_text("utf-8"))
-    return next((node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name), [])

@@ -1,0 +1,84 @@
+"""The `full` trainer: every parameter of the model."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medframe import Job, ProofError
+from medframe_trainers.settings import Settings
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(kw_only=True)
+class Full(Settings):
+    """Every parameter, by the Hugging Face Trainer.
+
+    Weights are trained in float32, whatever their dtype: in bfloat16 a step of 1e-5 is lost in rounding. The model
+    is saved in the dtype that it was loaded in.
+    """
+
+    learning_rate: float = 1e-5
+    """Peak learning rate."""
+    max_shard_size: str = "5GB"
+    """Largest file of the saved model."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not re.fullmatch(r"[1-9]\d*[KMG]B", self.max_shard_size):
+            raise ValueError(f"max_shard_size must be like 500MB or 5GB, not {self.max_shard_size!r}")
+
+    def fit(self, job: Job) -> None:
+        from transformers import set_seed
+
+        from medframe_trainers.huggingface import fit
+
+        set_seed(job.seed)
+        model: Any = job.load_model()
+        dtype = next(model.parameters()).dtype
+        model.float()
+        start = {name: _mark(parameter) for name, parameter in model.named_parameters()}
+
+        def prove(folder: Path) -> None:
+            _prove(job, model, folder)
+
+        fit(job, model, self.arguments(), self.keep, prove)
+        if all(_mark(parameter) == start[name] for name, parameter in model.named_parameters()):
+            raise ProofError(
+                "trainer: no parameter has changed: nothing was learnt. The first step of a warm-up has a learning "
+                "rate of 0: take more steps"
+            )
+        model.to(dtype)
+        with job.saving("model") as folder:
+            model.save_pretrained(str(folder), max_shard_size=self.max_shard_size)
+            job.tokenizer.save_pretrained(str(folder))
+            prove(folder)
+        job.finish(model)
+
+
+def _mark(parameter: torch.Tensor) -> tuple[float, ...]:
+    """What changes when the tensor does: a copy of a 13-billion-parameter model would not fit beside it."""
+    import torch
+
+    content = parameter.detach()
+    return float(content.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(content, dtype=torch.float64))
+
+
+def _prove(job: Job, model: Any, folder: Path) -> None:
+    """Every tensor of the model, less those tied to another, must be in the folder as it is; else ProofError."""
+    tied = set(model.all_tied_weights_keys)
+    live = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    index = folder / "model.safetensors.index.json"
+    if not index.is_file():
+        job.prove(live, folder / "model.safetensors")
+        return
+    places = json.loads(index.read_text("utf-8"))["weight_map"]
+    if odd := sorted(places.keys() ^ live.keys()):
+        raise ProofError(f"{index}: tensors that are missing or too many: {', '.join(odd[:3])}")
+    for file in sorted(set(places.values())):
+        job.prove({name: live[name] for name in places if places[name] == file}, folder / file)

@@ -1,0 +1,63 @@
+"""Training every parameter: the saved model is whole, in its own precision, and loads anywhere."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from conftest import Medframe
+from safetensors.torch import load_file
+
+FULL = ["trainer={use: full, learning_rate: 1e-3, max_steps: 2, save_steps: 2, max_shard_size: 1MB}", "compare=0"]
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_model_is_saved_in_shards_and_in_the_precision_it_was_loaded_in(
+    medframe: Medframe, recipe: Path, dtype: str
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    ended = medframe("run", recipe, *FULL, f"backbone.dtype={dtype}")
+    assert ended.code == 0, ended.err
+    model = recipe.parent / "runs/here/model"
+    shards = sorted(model.glob("*.safetensors"))
+    assert len(shards) > 1
+    assert {str(t.dtype) for shard in shards for t in load_file(shard).values()} == {f"torch.{dtype}"}
+    loaded, report = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True)
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    assert loaded(torch.tensor([[1, 5, 6]])).logits.isfinite().all()
+    assert AutoTokenizer.from_pretrained(model).eos_token_id == 2
+
+
+def test_chat_answers_with_a_model_and_refuses_one_that_lost_a_tensor(medframe: Medframe, recipe: Path) -> None:
+    from safetensors.torch import save_file
+
+    assert medframe("run", recipe, *FULL).code == 0
+    out = recipe.parent / "runs/here"
+    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
+    assert manifest["state"] == "finished"
+    shard = sorted((out / "model").glob("*.safetensors"))[-1]
+    tensors = load_file(shard)
+    tensors.pop(sorted(tensors)[0])
+    save_file(tensors, shard, metadata={"format": "pt"})
+    ended = medframe("chat", out)
+    assert ended.code == 2
+    assert "not those that the run left" in ended.err
+
+
+@pytest.mark.parametrize("size", ["5", "5 gigabytes", "0GB", "-1MB"])
+def test_a_shard_size_that_means_nothing_is_refused_before_training(
+    medframe: Medframe, recipe: Path, size: str
+) -> None:
+    ended = medframe("run", recipe, "trainer.use=full", f"trainer.max_shard_size={size}")
+    assert ended.code == 2
+    assert "max_shard_size must be like" in ended.err
+
+
+def test_a_training_that_changes_nothing_is_a_failure(medframe: Medframe, recipe: Path) -> None:
+    ended = medframe("run", recipe, "trainer={use: full, max_steps: 1, warmup_steps: 1}", "compare=0")
+    assert ended.code == 1
+    assert "no parameter has changed" in ended.err
