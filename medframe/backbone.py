@@ -86,9 +86,13 @@ class Backbone(ABC):
         check_type(self.directory(small=True), wanted)
 
     def read(self, cls: type[Any]) -> PreTrainedModel:
-        """The model of this transformers class from `directory()`, with the adapters merged; else BackboneError."""
-        from medframe import weights
+        """The model of this transformers class from `directory()`, with the adapters merged; else BackboneError.
 
+        Vocabularies are compared before a tensor is read.
+        """
+        from medframe import vocabulary, weights
+
+        vocabulary.check(self)
         return weights.merge(weights.load(cls, self.directory(), self.dtype), self.adapters)
 
     def _tiny_name(self) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medframe import vocabulary
 from medframe.batch import Batches
 from medframe.compose import Composed
 from medframe.dataset import BadRow
@@ -55,7 +56,9 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     # A tiny model would be made, a hub model fetched: neither is looked at here.
     weights = recipe.backbone.weights
     local = Path(weights).is_dir()
-    if weights != "tiny" and (local or not re.fullmatch(HUB_ID, weights)):
+    if local:
+        _note(report, lambda: vocabulary.check(recipe.backbone))
+    elif weights != "tiny" and not re.fullmatch(HUB_ID, weights):
         _note(report, recipe.backbone.directory)
     # Every row is read here: one that would stop the run is one problem among others.
     tolerant = replace(recipe, limits=replace(recipe.limits, on_bad_row="skip", on_unlearnable="skip"))

@@ -7,6 +7,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from zipfile import is_zipfile
 
 from medframe.errors import BackboneError
 
@@ -79,7 +80,7 @@ def merge(model: PreTrainedModel, adapters: Sequence[str]) -> PreTrainedModel:
     """
     for adapter in adapters:
         directory = locate(adapter, "adapters")
-        rows = _embedding_rows(directory)
+        rows = embedding_rows(directory)
         if rows and rows != _rows(model):
             model.resize_token_embeddings(rows, mean_resizing=False)
         wrapped: Any = attach(model, directory)
@@ -98,11 +99,14 @@ def attach(model: PreTrainedModel, directory: Path) -> Any:
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BackboneError(f"backbone.adapters: {directory} does not fit: {reason[:300]}") from error
-    stored, wanted = set(adapter_tensors(directory)), set(get_peft_model_state_dict(wrapped))
-    if wrong := sorted(stored ^ wanted):
+    stored = set(adapter_tensors(directory))
+    wanted = set(get_peft_model_state_dict(wrapped, save_embedding_layers=False))
+    # A grown embedding may be stored though nothing asks for it: it is loaded by its full name.
+    unused, lacking = stored - wanted - set(wrapped.state_dict()), wanted - stored
+    if wrong := sorted(unused | lacking):
         raise BackboneError(
-            f"backbone.adapters: {directory} holds {len(stored - wanted)} tensors that are not used and lacks "
-            f"{len(wanted - stored)} that are: {_some(wrong)}"
+            f"backbone.adapters: {directory} holds {len(unused)} tensors that are not used and lacks "
+            f"{len(lacking)} that are: {_some(wrong)}"
         )
     return wrapped
 
@@ -124,22 +128,24 @@ def adapter_tensors(directory: Path) -> dict[str, tuple[int, ...]]:
     import torch
 
     try:
-        state = torch.load(old, map_location="cpu", weights_only=True)
+        # Mapped, the tensors are not read for their shapes; files older than the zip format cannot be.
+        state = torch.load(old, map_location="cpu", weights_only=True, mmap=is_zipfile(old))
     except Exception as error:
         raise BackboneError(f"backbone.adapters: {old} cannot be read: {str(error)[:200]}") from None
     return {name: tuple(tensor.shape) for name, tensor in state.items()}
 
 
-def _rows(model: PreTrainedModel) -> int:
-    embedding: Any = model.get_input_embeddings()
-    return int(embedding.weight.shape[0])
-
-
-def _embedding_rows(directory: Path) -> int | None:
-    for name, shape in adapter_tensors(directory).items():
+def embedding_rows(adapter: Path) -> int | None:
+    """Rows of the embedding matrix that the adapter's directory brings, read from its header; None without one."""
+    for name, shape in adapter_tensors(adapter).items():
         if name.endswith(("embed_tokens.weight", "word_embeddings.weight")):
             return shape[0]
     return None
+
+
+def _rows(model: PreTrainedModel) -> int:
+    embedding: Any = model.get_input_embeddings()
+    return int(embedding.weight.shape[0])
 
 
 def _some(names: Sequence[str]) -> str:

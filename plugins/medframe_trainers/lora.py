@@ -48,6 +48,8 @@ class Lora(Settings):
         model = self._adapted(job.load_model(), job.backbone.lora_targets)
         if self.gradient_checkpointing:
             model.enable_input_require_grads()
+        # Left to itself, peft saves the whole embeddings, trained or not, where an adapter below has grown them.
+        model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
         tensors = partial(get_peft_model_state_dict, model, save_embedding_layers=False)
         start = {name: tensor.detach().clone() for name, tensor in tensors().items()}
 
@@ -61,7 +63,7 @@ class Lora(Settings):
                 "learning rate of 0: take more steps"
             )
         with job.saving("adapter") as folder:
-            model.save_pretrained(str(folder), save_embedding_layers=False)
+            model.save_pretrained(str(folder))
             (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in; the run has a card
             job.tokenizer.save_pretrained(str(folder))
             prove(folder)

@@ -1,0 +1,79 @@
+"""Rows of embeddings against tokenizers, compared before a tensor is read."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from medframe.errors import BackboneError
+from medframe.weights import embedding_rows, locate
+
+if TYPE_CHECKING:
+    from medframe.backbone import Backbone
+
+PADDED = 64
+"""Rows are sometimes rounded up to a multiple, of at most this many, for speed."""
+
+
+def check(backbone: Backbone) -> None:
+    """BackboneError, with the likely cause, unless weights, adapters and tokenizers have vocabularies that fit.
+
+    An adapter that grows the vocabulary must bring a row for each token of its tokenizer, none may shrink it, and no
+    tokenizer may have more tokens than there are rows.
+    """
+    rows: int = backbone.load_config().get_text_config().vocab_size
+    name = backbone.weights
+    for number, adapter in enumerate(backbone.adapters, 1):
+        brought = embedding_rows(locate(adapter, "adapters"))
+        if brought is not None and brought < rows:
+            raise BackboneError(
+                f"backbone.adapters: {adapter} has {brought:,} rows of embeddings and is applied to {name}, which has "
+                f"{rows:,}; are the adapters in the wrong order?"
+            )
+        tokens = _tokens(backbone, number)
+        if brought is not None and brought > rows and tokens is not None and brought != tokens:
+            padded = 1 < brought - tokens < PADDED and brought % 8 == 0
+            if not padded:
+                raise BackboneError(
+                    f"backbone.adapters: {adapter} has {brought:,} rows of embeddings, its tokenizer {tokens:,} "
+                    f"tokens: {_cause(brought, tokens)}"
+                )
+        name = adapter
+        if brought is not None:
+            rows = brought
+        if tokens is not None and tokens > rows:
+            raise BackboneError(
+                f"backbone.adapters: the tokenizer of {adapter} has {tokens:,} tokens, the model only {rows:,} rows "
+                f"of embeddings: {_cause(rows, tokens)}"
+            )
+    if not backbone.adapters and (found := len(backbone.load_tokenizer())) > rows:
+        raise BackboneError(
+            f"backbone.tokenizer: {backbone.tokenizer_directory()} has {found:,} tokens, {name} only {rows:,} rows "
+            f"of embeddings: {_cause(rows, found)}"
+        )
+
+
+def _tokens(backbone: Backbone, number: int) -> int | None:
+    """Tokens of the tokenizer that goes with the first `number` adapters; None where the last of them has no own."""
+    if number == len(backbone.adapters):
+        return len(backbone.load_tokenizer())
+    until = replace(backbone, tokenizer=None, adapters=backbone.adapters[:number])
+    own = until.tokenizer_directory() == locate(backbone.adapters[number - 1], "adapters")
+    return len(until.load_tokenizer()) if own else None
+
+
+def _cause(rows: int, tokens: int) -> str:
+    if abs(rows - tokens) == 1:
+        return (
+            "one apart are Chinese-LLaMA (49,953) and Chinese-Alpaca (49,954, with a pad token); most likely this is "
+            "the tokenizer of the one and the adapter of the other"
+        )
+    if tokens < rows:
+        return (
+            "most likely this is the tokenizer from before the vocabulary grew; the adapter's own belongs into its "
+            "directory, or into backbone.tokenizer"
+        )
+    return (
+        "most likely this tokenizer is of a model whose vocabulary has grown; name the adapter that grew it in "
+        "backbone.adapters, before any other"
+    )
