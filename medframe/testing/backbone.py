@@ -119,19 +119,24 @@ class BackboneContract(ComponentContract):
         assert reason is not None, "packs = False is declared, and packed samples are kept apart"
         pytest.skip(f"packs = False: {reason}")
 
-    def test_padding_changes_nothing(self) -> None:
+    @pytest.mark.parametrize("side", ["right", "left"])
+    def test_padding_changes_nothing(self, side: str) -> None:
+        """Padded on the right, as in training, or on the left, as in generation, a sample computes as it does alone."""
         import torch
 
         backbone = self.tiny()
         model, pad = backbone.load_model().eval(), backbone.load_tokenizer().pad_token_id
         short, long = _ids(4, 1), _ids(9, 2)
-        rows = torch.tensor([[*short, *[pad] * 5], long])
-        mask = torch.tensor([[1] * 4 + [0] * 5, [1] * 9])
-        padded = _logits(model, rows, attention_mask=mask)
-        for row, ids in enumerate((short, long)):
+        fill, start = [pad] * 5, 5 if side == "left" else 0
+        rows = torch.tensor([fill + short if start else short + fill, long])
+        mask = torch.tensor([[0] * 5 + [1] * 4 if start else [1] * 4 + [0] * 5, [1] * 9])
+        # As generate() counts them; from the left, a model with learnt positions would else begin at the fifth.
+        positions = (mask.cumsum(-1) - 1).clamp(min=0)
+        padded = _logits(model, rows, attention_mask=mask, position_ids=positions)
+        for row, ids, at in ((0, short, start), (1, long, 0)):
             alone = _logits(model, torch.tensor([ids]))[0]
-            apart = float((padded[row, : len(ids)] - alone).abs().max())
-            assert apart < TOLERANCE, f"padded on the right, the logits of a sample change by {apart:.1e}"
+            apart = float((padded[row, at : at + len(ids)] - alone).abs().max())
+            assert apart < TOLERANCE, f"padded on the {side}, the logits of a sample change by {apart:.1e}"
 
     def test_adapters_are_honoured(self, tmp_path: Path) -> None:
         import torch
