@@ -29,8 +29,8 @@ class Backbone(ABC):
     path_fields: ClassVar[tuple[str, ...]] = ("weights", "tokenizer", "adapters")
     lora_targets: ClassVar[tuple[str, ...]] = ()
     """Names of the linear modules that LoRA adapts by default."""
-    tiny_from: ClassVar[str | None] = None
-    """The module that makes the tiny model, where it is not the component's own: its content names it in the cache."""
+    tiny_from: ClassVar[str | tuple[str, ...] | None] = None
+    """The modules that make the tiny model, where it is not the component's own: the cache goes by their content."""
 
     @abstractmethod
     def load_config(self) -> PretrainedConfig:
@@ -95,7 +95,10 @@ class Backbone(ABC):
         import hashlib
         import importlib.util
 
-        spec = importlib.util.find_spec(self.tiny_from or type(self).__module__)
-        assert spec is not None and spec.origin is not None
-        content = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
-        return f"{type(self).__qualname__.lower()}-{content}"
+        named = self.tiny_from or type(self).__module__
+        content = hashlib.sha256()
+        for module in (named,) if isinstance(named, str) else named:
+            spec = importlib.util.find_spec(module)
+            assert spec is not None and spec.origin is not None
+            content.update(Path(spec.origin).read_bytes())
+        return f"{type(self).__qualname__.lower()}-{content.hexdigest()[:16]}"

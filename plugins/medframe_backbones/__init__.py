@@ -5,4 +5,8 @@ import medframe
 
 @medframe.hookimpl
 def backbones() -> dict[str, str]:
-    return {"llama": "medframe_backbones.llama:Llama"}
+    return {
+        "bloom": "medframe_backbones.bloom:Bloom",
+        "huozi": "medframe_backbones.bloom:Huozi",
+        "llama": "medframe_backbones.llama:Llama",
+    }
