@@ -5,4 +5,7 @@ import medframe
 
 @medframe.hookimpl
 def backbones() -> dict[str, str]:
-    return {"llama": "medframe_backbones.llama:Llama"}
+    return {
+        "baichuan": "medframe_backbones.baichuan:Baichuan",
+        "llama": "medframe_backbones.llama:Llama",
+    }
