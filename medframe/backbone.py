@@ -85,11 +85,14 @@ class Backbone(ABC):
 
         check_type(self.directory(small=True), wanted)
 
-    def read(self, cls: type[Any]) -> PreTrainedModel:
-        """The model of this transformers class from `directory()`, with the adapters merged; else BackboneError."""
+    def read(self, cls: type[Any], config: PretrainedConfig | None = None) -> PreTrainedModel:
+        """The model of this transformers class from `directory()`, with the adapters merged; else BackboneError.
+
+        A `config` stands in for the directory's own, where fields of the recipe change it.
+        """
         from medframe import weights
 
-        return weights.merge(weights.load(cls, self.directory(), self.dtype), self.adapters)
+        return weights.merge(weights.load(cls, self.directory(), self.dtype, config), self.adapters)
 
     def _tiny_name(self) -> str:
         import hashlib
