@@ -6,6 +6,7 @@ What they cut, their rule cuts here, from the ids that the format lays out whole
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,11 +34,7 @@ FORMATS = {
 @cache
 def tokenizer(name: str) -> PreTrainedTokenizerBase:
     """One of the golden tokenizers, as its family's backbone loads it."""
-    from transformers import LlamaTokenizer
-
     directory = str(GOLDEN / "tokenizers" / name)
-    if name == "baichuan_spm":
-        return LlamaTokenizer.from_pretrained(directory, add_prefix_space=False)  # type: ignore[no-any-return]
     backbone = catalog().find("backbone", name.partition("_")[0]).load()
     return backbone(tokenizer=directory).load_tokenizer()  # type: ignore[no-any-return]
 
@@ -111,18 +108,21 @@ def test_bentsao(template: str, vocabulary: str) -> None:
 def test_bentsao_chat_templates(template: str, vocabulary: str) -> None:
     """The exported templates, with vocabularies that merge characters into words."""
     lays_out = encoder(FORMATS[template], vocabulary)
-    exported = lays_out.prompt.chat_template(lays_out.tokenizer)
     for turns, answer in zip(*bentsao(template), strict=True):
         for conversation in (turns, [*turns, Turn("assistant", answer)]):
-            if any(turn.text != turn.text.strip() for turn in conversation):
-                continue
-            templated = lays_out.tokenizer.apply_chat_template(
-                [{"role": turn.role, "content": turn.text} for turn in conversation],
-                chat_template=exported,
-                add_generation_prompt=True,
-                return_dict=False,
-            )
-            assert templated == lays_out.example(conversation).ids
+            if all(turn.text == turn.text.strip() for turn in conversation):
+                assert templated(lays_out, conversation) == lays_out.example(conversation).ids
+
+
+def templated(lays_out: Encoder, turns: Sequence[Turn]) -> list[int]:
+    """The ids of the turns by the exported template, ready for an answer after a question."""
+    ids = lays_out.tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.text} for turn in turns],
+        chat_template=lays_out.prompt.chat_template(lays_out.tokenizer),
+        add_generation_prompt=True,
+        return_dict=False,
+    )
+    return list(map(int, ids))
 
 
 @pytest.mark.parametrize("limit", [1200, 300])
@@ -212,6 +212,19 @@ def test_baichuan2_chat() -> None:
     assert whole
     assert dropped
     assert cut
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [("disc", {}), ("baichuan-chat", {}), ("baichuan2-chat", {}), ("baichuan2-chat", {"history_eos": False})],
+)
+def test_baichuan_chat_templates(name: str, fields: dict[str, Any]) -> None:
+    """The exported templates, over real dialogues of many rounds."""
+    lays_out = encoder(name, "baichuan_spm", **fields)
+    for row in rows("disc/rows_00-24.jsonl"):
+        turns = [Turn(message["role"], message["content"]) for message in row["conversation"]]
+        for end in range(1, len(turns) + 1):
+            assert templated(lays_out, turns[:end]) == lays_out.example(turns[:end]).ids
 
 
 def test_baichuan2_chat_with_ends_differs_only_by_them() -> None:

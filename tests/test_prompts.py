@@ -52,28 +52,34 @@ class TestHuoziChatWithoutSystemText(PromptContract):
 
 class TestDisc(PromptContract):
     component = "disc"
+    backbone = "baichuan"
 
 
 class TestDiscWithoutBos(PromptContract):
     component = "disc"
+    backbone = "baichuan"
     fields: ClassVar = {"bos": False}
 
 
 class TestBaichuanChat(PromptContract):
     component = "baichuan-chat"
+    backbone = "baichuan"
 
 
 class TestBaichuan2Chat(PromptContract):
     component = "baichuan2-chat"
+    backbone = "baichuan"
 
 
 class TestBaichuan2ChatAsPublished(PromptContract):
     component = "baichuan2-chat"
+    backbone = "baichuan"
     fields: ClassVar = {"history_eos": False}
 
 
 class TestBaichuan2ChatLearningTheLastAnswer(PromptContract):
     component = "baichuan2-chat"
+    backbone = "baichuan"
     fields: ClassVar = {"train_turns": "last"}
 
 
@@ -299,6 +305,26 @@ def test_ids_are_those_of_the_published_tokenisation() -> None:
     assert list(example.trained) == [0] * len(source) + [1] * len(target)
 
 
+def test_ids_of_the_baichuan_family() -> None:
+    """The role's id, the text by itself, the end: message by message, as the published scripts append them."""
+    sound = {name: encoder(name, "baichuan") for name in ("disc", "baichuan-chat", "baichuan2-chat")}
+    published = encoder("baichuan2-chat", "baichuan", history_eos=False)
+    tokenizer = published.tokenizer
+    first, reply, again, system = (
+        tokenizer(text, add_special_tokens=False)["input_ids"]
+        for text in ("胃疼 3天了", " 做胃镜。\n", "怕疼", "你是医生。")
+    )
+    turns = conversation("胃疼 3天了", " 做胃镜。\n", "怕疼")
+    asked = [195, *first, 196, *reply, 2, 195, *again, 196]
+    assert sound["disc"].question(turns) == [1, *asked]
+    assert sound["baichuan-chat"].question(turns) == asked
+    assert sound["baichuan2-chat"].question([Turn("system", "你是医生。"), *turns]) == [*system, *asked]
+    assert published.question(turns) == [195, *first, 196, *reply, 195, *again, 196]
+    example = sound["disc"].example(turns[:2])
+    assert example.ids == [1, 195, *first, 196, *reply, 2]
+    assert list(example.trained) == [0] * (3 + len(first)) + [1] * (len(reply) + 1)
+
+
 def test_huozi_stops_at_the_end_of_an_utterance() -> None:
     lays_out = encoder("huozi-chat", "huozi")
     (stop,) = lays_out.prompt.stop
@@ -344,24 +370,22 @@ IN_TURN = "user and assistant in turn, the user first, not "
         ("huozi-chat", "huozi", "system, user", IN_TURN),
         ("huozi-chat", "huozi", "user, user", IN_TURN),
         ("chinese-alpaca", "llama", "user, assistant, assistant", IN_TURN),
-        ("disc", None, "system, user", IN_TURN),
-        ("disc", None, "user, assistant, assistant", IN_TURN),
-        ("baichuan-chat", None, "assistant, user", IN_TURN),
-        ("baichuan2-chat", None, "system", f"at most one system turn, then {IN_TURN}"),
-        ("baichuan2-chat", None, "user, system", f"at most one system turn, then {IN_TURN}"),
+        ("disc", "baichuan", "system, user", IN_TURN),
+        ("disc", "baichuan", "user, assistant, assistant", IN_TURN),
+        ("baichuan-chat", "baichuan", "assistant, user", IN_TURN),
+        ("baichuan2-chat", "baichuan", "system", f"at most one system turn, then {IN_TURN}"),
+        ("baichuan2-chat", "baichuan", "user, system", f"at most one system turn, then {IN_TURN}"),
     ],
 )
-def test_refused_in_words(name: str, backbone: str | None, roles: str, why: str) -> None:
+def test_refused_in_words(name: str, backbone: str, roles: str, why: str) -> None:
     """The format and its chat template say alike what they take and what they were given."""
     turns = [Turn(role, "您好") for role in roles.split(", ")]  # type: ignore[arg-type]
     with pytest.raises(PromptError) as error:
         prompt(name).render(turns)
     assert str(error.value) == why + roles
-    if backbone:
-        lays_out = encoder(name, backbone)
-        with pytest.raises(TemplateError) as refused:
-            templated(lays_out, turns)
-        assert str(refused.value) == why + roles
+    with pytest.raises(TemplateError) as refused:
+        templated(encoder(name, backbone), turns)
+    assert str(refused.value) == why + roles
 
 
 def templated(lays_out: Encoder, turns: Sequence[Turn], **options: Any) -> list[int]:
@@ -403,6 +427,8 @@ def test_without_a_generation_prompt_a_template_stops_at_the_question() -> None:
         ("bentsao-literature", "llama", AGAIN),
         ("huozi-chat", "huozi", AGAIN),
         ("chinese-alpaca", "llama", AGAIN),
+        ("disc", "baichuan", AGAIN),
+        ("baichuan2-chat", "baichuan", AGAIN),
     ]:
         lays_out = encoder(name, backbone)
         messages = [{"role": turn.role, "content": turn.text} for turn in turns]
