@@ -29,8 +29,8 @@ class Backbone(ABC):
     path_fields: ClassVar[tuple[str, ...]] = ("weights", "tokenizer", "adapters")
     lora_targets: ClassVar[tuple[str, ...]] = ()
     """Names of the linear modules that LoRA adapts by default."""
-    tiny_from: ClassVar[str | None] = None
-    """The module that makes the tiny model, where it is not the component's own: its content names it in the cache."""
+    tiny_from: ClassVar[str | tuple[str, ...] | None] = None
+    """The modules that make the tiny model, where it is not the component's own: the cache goes by their content."""
 
     @abstractmethod
     def load_config(self) -> PretrainedConfig:
@@ -85,21 +85,25 @@ class Backbone(ABC):
 
         check_type(self.directory(small=True), wanted)
 
-    def read(self, cls: type[Any]) -> PreTrainedModel:
+    def read(self, cls: type[Any], config: PretrainedConfig | None = None) -> PreTrainedModel:
         """The model of this transformers class from `directory()`, with the adapters merged; else BackboneError.
 
-        Vocabularies are compared before a tensor is read.
+        Vocabularies are compared before a tensor is read. A `config` stands in for the directory's own, where fields
+        of the recipe change it.
         """
         from medframe import vocabulary, weights
 
         vocabulary.check(self)
-        return weights.merge(weights.load(cls, self.directory(), self.dtype), self.adapters)
+        return weights.merge(weights.load(cls, self.directory(), self.dtype, config), self.adapters)
 
     def _tiny_name(self) -> str:
         import hashlib
         import importlib.util
 
-        spec = importlib.util.find_spec(self.tiny_from or type(self).__module__)
-        assert spec is not None and spec.origin is not None
-        content = hashlib.sha256(Path(spec.origin).read_bytes()).hexdigest()[:16]
-        return f"{type(self).__qualname__.lower()}-{content}"
+        named = self.tiny_from or type(self).__module__
+        content = hashlib.sha256()
+        for module in (named,) if isinstance(named, str) else named:
+            spec = importlib.util.find_spec(module)
+            assert spec is not None and spec.origin is not None
+            content.update(Path(spec.origin).read_bytes())
+        return f"{type(self).__qualname__.lower()}-{content.hexdigest()[:16]}"

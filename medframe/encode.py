@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from medframe.dataset import BadRow, Sample, Turn, Where
 from medframe.errors import PromptError
 from medframe.prompt import Control, PromptFormat, Span
-from medframe.shorten import flat, rounds_of, shorten
+from medframe.shorten import Overflow, flat, rounds_of, shorten
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -153,8 +153,11 @@ class Encoder:
         kept: list[Example] = []
         notes = [note] if note else []
         refused: list[str] = []
+        policy = self.limits.on_overflow
+        if policy == "windows" and len(parts) > 1:
+            policy = "drop_turns"  # every answer has a conversation of its own already
         for turns, whole in parts:
-            examples, how = self._within_limit(turns, whole)
+            examples, how = self._within_limit(turns, whole, policy)
             kept += [example for example in examples if example.supervised]
             if how:
                 (notes if examples else refused).append(how)
@@ -165,14 +168,16 @@ class Encoder:
         lost = supervised - sum(example.supervised for example in kept)
         return Encoded(sample.where, tuple(kept), "; ".join(dict.fromkeys(notes)) or None, max(lost, 0))
 
-    def _within_limit(self, turns: Sequence[Turn], whole: Example) -> tuple[list[Example], str | None]:
+    def _within_limit(
+        self, turns: Sequence[Turn], whole: Example, policy: Overflow
+    ) -> tuple[list[Example], str | None]:
         """The examples of a conversation that fit, and how they came to; none, and why none does."""
         limit = self.limits.max_length
         if limit is None or len(whole.ids) <= limit:
             return [whole], None
         too_long = f"{len(whole.ids)} tokens, more than {limit}"
         try:
-            kept, how = shorten(turns, limit, self.limits.on_overflow, self.example)
+            kept, how = shorten(turns, limit, policy, self.example)
         except PromptError as error:
             return [], f"{too_long}, and shortened: {error}"
         return (kept, how) if any(example.supervised for example in kept) else ([], too_long + how)

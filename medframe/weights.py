@@ -12,7 +12,7 @@ from zipfile import is_zipfile
 from medframe.errors import BackboneError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedModel
+    from transformers import PretrainedConfig, PreTrainedModel
 
 
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
@@ -44,8 +44,10 @@ def locate(name: str, what: str = "weights", small: bool = False) -> Path:
         raise BackboneError(f"backbone.{what}: no directory {name!r}, and no such hub model: {reason}") from error
 
 
-def load(cls: type[Any], directory: Path, dtype: str) -> PreTrainedModel:
+def load(cls: type[Any], directory: Path, dtype: str, config: PretrainedConfig | None = None) -> PreTrainedModel:
     """A model of this transformers class with every weight read from the directory, on the CPU.
+
+    It is configured as the directory says, or as `config` does.
 
     BackboneError names tensors that are missing or have another shape, and files that cannot be read.
     """
@@ -53,7 +55,9 @@ def load(cls: type[Any], directory: Path, dtype: str) -> PreTrainedModel:
         raise BackboneError(f"backbone.weights: {directory} has no config.json")
     check_type(directory, cls.config_class.model_type)
     try:
-        model, report = cls.from_pretrained(directory, dtype=dtype, local_files_only=True, output_loading_info=True)
+        model, report = cls.from_pretrained(
+            directory, config=config, dtype=dtype, local_files_only=True, output_loading_info=True
+        )
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BackboneError(f"backbone.weights: {directory} cannot be loaded: {reason[:300]}") from error

@@ -143,6 +143,47 @@ def test_a_random_opening() -> None:
     fails(contract(PromptContract, Random).test_is_deterministic)
 
 
+@dataclass(kw_only=True)
+class Templated(Plain):
+    """The sound format with a chat template."""
+
+    question: ClassVar[str] = "问：{{ messages[0]['content'] }}\n答："
+
+    def chat_template(self, tokenizer: Any) -> str:
+        return (
+            "{%- if messages | map(attribute='role') | list not in [['user'], ['user', 'assistant']] -%}"
+            "{{- raise_exception('one question and one answer') -}}{%- endif -%}"
+            f"<s>{self.question}{{{{ messages[1]['content'] ~ '</s>' if messages[1] }}}}"
+        )
+
+
+def test_a_sound_chat_template_passes() -> None:
+    tested = contract(PromptContract, Templated)
+    for answer in ("三天", "\n三天", "三天 ", "CT"):
+        tested.test_chat_template_asks_alike(answer)
+        tested.test_chat_template_answers_alike(answer)
+    tested.test_chat_template_refuses_alike(("user", "user"))
+
+
+def test_a_chat_template_that_lays_out_otherwise() -> None:
+    @dataclass(kw_only=True)
+    class Spaced(Templated):
+        question: ClassVar[str] = "问： {{ messages[0]['content'] }}\n答："
+
+    tested = contract(PromptContract, Spaced)
+    fails(tested.test_chat_template_asks_alike, "三天", match="the template lays out")
+    fails(tested.test_chat_template_answers_alike, " 三天", match="the template lays out")
+
+
+def test_a_chat_template_that_takes_what_the_format_refuses() -> None:
+    @dataclass(kw_only=True)
+    class Lenient(Templated):
+        def chat_template(self, tokenizer: Any) -> str:
+            return "{% for message in messages %}{{ message['content'] }}{% endfor %}"
+
+    fails(contract(PromptContract, Lenient).test_chat_template_refuses_alike, ("user", "user"))
+
+
 def test_a_name_that_nobody_offers() -> None:
     fails(contract(PromptContract, "chatmedd").test_is_found_in_the_catalog, match="no installed plugin offers")
 

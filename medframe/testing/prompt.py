@@ -10,6 +10,7 @@ from itertools import product
 from typing import TYPE_CHECKING, ClassVar
 
 import pytest
+from jinja2.exceptions import TemplateError
 
 from medframe.dataset import Role, Turn
 from medframe.encode import Encoder, resolve
@@ -134,7 +135,7 @@ class PromptContract(ComponentContract):
         refused: list[Turns] = [()]
         if not prompt.multi_turn:
             refused += [single + single, (*single, single[0])]
-        if prompt.system == "none":
+        if prompt.system != "optional":
             refused += [(Turn("system", "你是一名医生。"), *single), (Turn("system", "你是一名医生。"), single[0])]
         for turns in refused:
             with pytest.raises(PromptError):
@@ -146,6 +147,41 @@ class PromptContract(ComponentContract):
         encoder = self.encoder()
         with suppress(PromptError):
             encoder.example([Turn(role, "您好") for role in roles])
+
+    @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+    def test_chat_template_asks_alike(self, answer: str) -> None:
+        """Asked through `tokenizer.apply_chat_template`, the model sees the ids that it sees here."""
+        encoder = self.encoder()
+        template = _chat_template(encoder)
+        for turns in self.conversations(answer):
+            for k in range(1, len(turns) + 1):
+                if turns[k - 1].role == "user":
+                    asked = _templated(encoder, template, turns[:k], add_generation_prompt=True)
+                    _same(encoder, encoder.question(turns[:k]), asked, turns[:k])
+
+    @pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
+    def test_chat_template_answers_alike(self, answer: str) -> None:
+        """A whole conversation has the ids through `tokenizer.apply_chat_template` that it is trained on."""
+        encoder = self.encoder()
+        template = _chat_template(encoder)
+        for turns in self.conversations(answer):
+            try:
+                templated = _templated(encoder, template, turns)
+            except TemplateError as error:
+                pytest.skip(f"the chat template lays out questions only: {error}")
+            _same(encoder, encoder.example(turns).ids, templated, turns)
+
+    @pytest.mark.parametrize("roles", ODD, ids="-".join)
+    def test_chat_template_refuses_alike(self, roles: tuple[Role, ...]) -> None:
+        """Turns that the format refuses are not laid out by its template either."""
+        encoder = self.encoder()
+        template = _chat_template(encoder)
+        turns = tuple(Turn(role, "您好") for role in roles)
+        try:
+            encoder.prompt.render(turns)
+        except PromptError:
+            with pytest.raises(TemplateError):
+                _templated(encoder, template, turns, add_generation_prompt=True)
 
     def test_is_deterministic(self) -> None:
         first, second = self.encoder(), self.encoder()
@@ -161,6 +197,35 @@ def tokenizer_of(backbone: str) -> PreTrainedTokenizerBase:
     """The tokenizer of this backbone's tiny model."""
     tokenizer: PreTrainedTokenizerBase = catalog().find("backbone", backbone).load()().load_tokenizer()
     return tokenizer
+
+
+def _chat_template(encoder: Encoder) -> str:
+    try:
+        return encoder.prompt.chat_template(encoder.tokenizer)
+    except PromptError as error:
+        pytest.skip(f"no chat template: {error}")
+
+
+def _templated(encoder: Encoder, template: str, turns: Turns, *, add_generation_prompt: bool = False) -> list[int]:
+    """The ids of the turns by the template."""
+    ids = encoder.tokenizer.apply_chat_template(
+        [{"role": turn.role, "content": turn.text} for turn in turns],
+        chat_template=template,
+        add_generation_prompt=add_generation_prompt,
+        return_dict=False,
+    )
+    return list(map(int, ids))
+
+
+def _same(encoder: Encoder, ours: list[int], templated: list[int], turns: Turns) -> None:
+    """The same ids; for texts with white space at an edge, the same text at least.
+
+    There the tokenizer may merge across the border of a text when it is given one string. Here the prompt's ids win.
+    """
+    ours_text, text = encoder.tokenizer.decode(ours), encoder.tokenizer.decode(templated)
+    assert text == ours_text, f"the template lays out {text!r}, the format {ours_text!r}"
+    if all(turn.text == turn.text.strip() for turn in turns):
+        assert templated == ours, f"the template and the format tokenise {text!r} differently: {templated} and {ours}"
 
 
 def _trained_answers(prompt: PromptFormat, turns: Turns) -> list[int]:

@@ -5,4 +5,9 @@ import medframe
 
 @medframe.hookimpl
 def backbones() -> dict[str, str]:
-    return {"llama": "medframe_backbones.llama:Llama"}
+    return {
+        "baichuan": "medframe_backbones.baichuan:Baichuan",
+        "bloom": "medframe_backbones.bloom:Bloom",
+        "huozi": "medframe_backbones.bloom:Huozi",
+        "llama": "medframe_backbones.llama:Llama",
+    }

@@ -26,7 +26,7 @@ def biased(allowed: torch.Tensor, slopes: torch.Tensor, offset: int, dtype: torc
     import torch
 
     queries, keys = allowed.shape[-2:]
-    at = torch.arange(offset, offset + queries, device=allowed.device)
+    at = offset + torch.arange(queries, device=allowed.device)
     distance = torch.arange(keys, device=allowed.device) - at[:, None]
     bias = slopes.to(allowed.device)[:, None, None] * distance
     return bias.to(dtype).masked_fill(~allowed, torch.finfo(dtype).min)

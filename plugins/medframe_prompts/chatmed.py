@@ -4,9 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
-from medframe import Control, PromptError, PromptFormat, Span, Text, Turn
+from medframe import Control, PromptFormat, Span, Text, Turn
+from medframe_prompts import jinja
+from medframe_prompts.turns import check_one_round
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 @dataclass(kw_only=True)
@@ -26,9 +31,7 @@ class ChatMed(PromptFormat):
         return "the loss is on the question as well, as published" if self.supervise == "all" else None
 
     def render(self, turns: Sequence[Turn]) -> list[Span]:
-        roles = [turn.role for turn in turns]
-        if roles not in (["user"], ["user", "assistant"]):
-            raise PromptError(f"one question and one answer, not {', '.join(roles) or 'nothing'}")
+        check_one_round(turns)
         whole = self.supervise == "all"
         spans: list[Span] = [
             Control("bos", train=whole),
@@ -37,3 +40,15 @@ class ChatMed(PromptFormat):
         if len(turns) == 2:
             spans += [Text(f"{turns[1].text.strip()}\n", train=True), Control("eos", train=True)]
         return spans
+
+    def chat_template(self, tokenizer: PreTrainedTokenizerBase) -> str:
+        bos, eos = jinja.control("bos", tokenizer), jinja.control("eos", tokenizer)
+        return jinja.lines(
+            jinja.one_round(),
+            jinja.emit(bos, jinja.quoted("问：\n"), 'messages[0]["content"] | trim', jinja.quoted("\n")),
+            "{%- if messages[1] -%}",
+            jinja.emit(jinja.quoted("答：\n"), 'messages[1]["content"] | trim', jinja.quoted("\n"), eos),
+            "{%- elif add_generation_prompt -%}",
+            jinja.emit(jinja.quoted("答：\n")),
+            "{%- endif -%}",
+        )
