@@ -18,7 +18,7 @@ import medframe
 from medframe.backbone import Backbone
 from medframe.errors import BackboneError, RunError
 from medframe.fingerprint import format_fingerprint, tokenizer_fingerprint
-from medframe.weights import locate
+from medframe.weights import locate, pickled
 
 if TYPE_CHECKING:
     from medframe.prepare import Prepared
@@ -131,9 +131,8 @@ def _tensors(directory: Path) -> Iterator[tuple[str, str]]:
     if not files:
         raise BackboneError(f"backbone.weights: {directory} has neither *.safetensors nor pytorch_model*.bin")
     for file in files:
-        state = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
-        for name, tensor in state.items():
-            content = tensor.contiguous().flatten().view(torch.uint8).numpy()
+        for name, tensor in pickled(file).items():
+            content: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
             yield name, _digest(f"{tensor.dtype} {list(tensor.shape)}", memoryview(content))
 
 

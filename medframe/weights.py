@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from zipfile import is_zipfile
 
 from medframe.errors import BackboneError
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PretrainedConfig, PreTrainedModel
 
 
 HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
+_NO_TENSORS = "is damaged or holds something other than tensors, which is not read: it could be made to run anything"
 
 
 def locate(name: str, what: str = "weights", small: bool = False) -> Path:
@@ -58,6 +61,8 @@ def load(cls: type[Any], directory: Path, dtype: str, config: PretrainedConfig |
         model, report = cls.from_pretrained(
             directory, config=config, dtype=dtype, local_files_only=True, output_loading_info=True
         )
+    except pickle.UnpicklingError:
+        raise BackboneError(f"backbone.weights: a .bin file in {directory} {_NO_TENSORS}") from None
     except Exception as error:
         reason = " ".join(str(error).split())
         raise BackboneError(f"backbone.weights: {directory} cannot be loaded: {reason[:300]}") from error
@@ -129,14 +134,23 @@ def adapter_tensors(directory: Path) -> dict[str, tuple[int, ...]]:
     old = directory / "adapter_model.bin"
     if not old.is_file():
         raise BackboneError(f"backbone.adapters: {directory} has no adapter_model.safetensors")
+    return {name: tuple(tensor.shape) for name, tensor in pickled(old, "adapters").items()}
+
+
+def pickled(file: Path, what: str = "weights") -> dict[str, torch.Tensor]:
+    """The tensors of a `.bin` file, a pickle of which nothing is run; BackboneError when it holds anything else."""
     import torch
 
     try:
-        # Mapped, the tensors are not read for their shapes; files older than the zip format cannot be.
-        state = torch.load(old, map_location="cpu", weights_only=True, mmap=is_zipfile(old))
+        # torch before 1.6 wrote no zip file, and only of those is a part read without the whole.
+        state = torch.load(file, map_location="cpu", mmap=zipfile.is_zipfile(file), weights_only=True)
+        if not all(isinstance(tensor, torch.Tensor) for tensor in state.values()):
+            raise pickle.UnpicklingError
+    except (pickle.UnpicklingError, AttributeError):
+        raise BackboneError(f"backbone.{what}: {file} {_NO_TENSORS}") from None
     except Exception as error:
-        raise BackboneError(f"backbone.adapters: {old} cannot be read: {str(error)[:200]}") from None
-    return {name: tuple(tensor.shape) for name, tensor in state.items()}
+        raise BackboneError(f"backbone.{what}: {file} cannot be read: {str(error)[:200]}") from None
+    return state  # type: ignore[no-any-return]
 
 
 def embedding_rows(adapter: Path) -> int | None:

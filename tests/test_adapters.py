@@ -172,7 +172,7 @@ def test_a_pickle_that_would_run_code_is_refused(chain: Chain) -> None:
             return (print, ("run",))
 
     (chain.llama_plus / "adapter_model.bin").write_bytes(pickle.dumps({"x": Evil()}))
-    with pytest.raises(BackboneError, match=r"adapter_model\.bin cannot be read"):
+    with pytest.raises(BackboneError, match=r"adapter_model\.bin .*it could be made to run anything"):
         chain.backbone(chain.llama_plus).load_model()
 
 

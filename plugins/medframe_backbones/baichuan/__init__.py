@@ -23,7 +23,7 @@ class Baichuan(Backbone):
     head: Literal["auto", "linear", "norm"] = "auto"
     """The output layer: linear (Baichuan) | norm, of normalised rows (Baichuan2); auto: told from config.json."""
     alibi: Literal["auto", "relative", "reference"] = "auto"
-    """ALiBi's bias: relative, exact | reference, rounded as published in bfloat16; auto: config.json's, else relative."""
+    """ALiBi's bias: relative | reference, rounded in bfloat16 as published; auto: config.json's, else relative."""
 
     lora_targets: ClassVar[tuple[str, ...]] = ("W_pack", "o_proj", "gate_proj", "up_proj", "down_proj")
     tiny_from: ClassVar[str | tuple[str, ...] | None] = (
@@ -59,7 +59,7 @@ class Baichuan(Backbone):
         if tokenizer.pad_token_id == tokenizer.eos_token_id:
             # The end token is trained, and padding is not.
             tokenizer.pad_token = tokenizer.unk_token
-        return tokenizer
+        return tokenizer  # type: ignore[no-any-return]
 
     def load_model(self) -> PreTrainedModel:
         from medframe_backbones.baichuan.model import BaichuanForCausalLM
@@ -105,7 +105,7 @@ def _check_tokenizer(directory: Path) -> None:
 
 
 def _check_head(adapter_config: Path) -> None:
-    """BackboneError when the adapter adapts a normalised head: normalising W + BA is not normalising W and adding BA."""
+    """BackboneError when LoRA adapts a normalised head: normalising W + BA is not normalising W and adding BA."""
     if not adapter_config.is_file():
         return  # said where the adapter is read
     targets = json.loads(adapter_config.read_text("utf-8")).get("target_modules") or []

@@ -2,130 +2,24 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.functional import linear, normalize, softmax
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationMixin, PreTrainedModel
 from transformers.cache_utils import Cache
 from transformers.masking_utils import create_causal_mask
-from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, slice_logits_to_keep
-from transformers.models.llama.modeling_llama import (
-    LlamaMLP,
-    LlamaRMSNorm,
-    LlamaRotaryEmbedding,
-    apply_rotary_pos_emb,
-    eager_attention_forward,
-)
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEmbedding
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
 from medframe_backbones import alibi
 from medframe_backbones.baichuan.config import BaichuanConfig
-from medframe_backbones.baichuan.tokenizer import BaichuanTokenizer
-
-
-class BaichuanAttention(nn.Module):
-    """Attention whose queries, keys and values come from one matrix, `W_pack`, in this order."""
-
-    num_key_value_groups = 1
-    is_causal = True
-
-    def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.config = config
-        self.layer_idx = layer_idx
-        self.head_dim = config.hidden_size // config.num_attention_heads
-        self.scaling = self.head_dim**-0.5
-        self.W_pack = nn.Linear(config.hidden_size, 3 * config.hidden_size, bias=False)
-        self.o_proj = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None,
-        rotation: tuple[torch.Tensor, torch.Tensor] | None,
-        past_key_values: Cache | None,
-        **kwargs: Any,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        batch, length, hidden = hidden_states.shape
-        packed = self.W_pack(hidden_states).view(batch, length, 3, -1, self.head_dim)
-        query, key, value = packed.permute(2, 0, 3, 1, 4)  # each [batch, heads, length, head_dim]
-        if rotation is not None:
-            dtype = query.dtype
-            query, key = (x.to(dtype) for x in apply_rotary_pos_emb(query, key, *rotation))
-        if past_key_values is not None:
-            key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]]
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        if self.config.positions == "alibi" and self.config.alibi == "reference":
-            attend = _reference_attention
-        output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
-        return self.o_proj(output.reshape(batch, length, hidden)), weights
-
-
-def _reference_attention(
-    module: nn.Module,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bias: torch.Tensor,
-    **_: Any,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention as Baichuan-13B was published: in bfloat16, scores are rounded before and after the bias is added."""
-    # Divided, not multiplied by `scaling`: in bfloat16 the two differ.
-    scores = torch.matmul(query, key.transpose(2, 3)) / math.sqrt(query.shape[-1]) + bias
-    weights = softmax(scores.clamp(min=torch.finfo(scores.dtype).min), dim=-1)
-    return torch.matmul(weights, value).transpose(1, 2), weights
-
-
-class BaichuanLayer(GradientCheckpointingLayer):
-    """Attention and the gated feed-forward network, each behind its norm and added to what came in."""
-
-    def __init__(self, config: BaichuanConfig, layer_idx: int) -> None:
-        super().__init__()
-        self.self_attn = BaichuanAttention(config, layer_idx)
-        self.mlp = LlamaMLP(config)
-        self.input_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.post_attention_layernorm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-
-    def forward(
-        self,
-        hidden_states: torch.Tensor,
-        attention_mask: torch.Tensor | None = None,
-        rotation: tuple[torch.Tensor, torch.Tensor] | None = None,
-        past_key_values: Cache | None = None,
-        **kwargs: Any,
-    ) -> torch.Tensor:
-        attended, _ = self.self_attn(
-            self.input_layernorm(hidden_states), attention_mask, rotation, past_key_values, **kwargs
-        )
-        hidden_states = hidden_states + attended
-        fed: torch.Tensor = self.mlp(self.post_attention_layernorm(hidden_states))
-        return hidden_states + fed
-
-
-class NormHead(nn.Linear):
-    """Scores by the directions of its rows: Baichuan2's head. The weight itself stays as it was trained.
-
-    The published code overwrites the weight when it first evaluates, so that training would go on with another one.
-    """
-
-    _normal: tuple[tuple[Any, ...], torch.Tensor] | None = None
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if torch.is_grad_enabled() and self.weight.requires_grad:
-            return linear(input, normalize(self.weight))
-        # Once for all tokens of an answer: normalising a real head takes longer than using it.
-        key = (self.weight._version, self.weight.data_ptr(), self.weight.dtype, self.weight.device)
-        if self._normal is None or self._normal[0] != key:
-            self._normal = (key, normalize(self.weight.detach()))
-        return linear(input, self._normal[1])
+from medframe_backbones.baichuan.head import NormHead
+from medframe_backbones.baichuan.layers import BaichuanAttention, BaichuanLayer
+from medframe_backbones.baichuan.tokenizer import BaiChuanTokenizer, BaichuanTokenizer
 
 
 class BaichuanPreTrainedModel(PreTrainedModel):
@@ -134,12 +28,12 @@ class BaichuanPreTrainedModel(PreTrainedModel):
     config_class = BaichuanConfig
     base_model_prefix = "model"
     supports_gradient_checkpointing = True
-    _no_split_modules = ["BaichuanLayer"]
-    _skip_keys_device_placement = ["past_key_values"]
     _supports_sdpa = True
-    _can_record_outputs = {"hidden_states": BaichuanLayer, "attentions": BaichuanAttention}
+    _no_split_modules = ["BaichuanLayer"]  # noqa: RUF012
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _can_record_outputs = {"hidden_states": BaichuanLayer, "attentions": BaichuanAttention}  # noqa: RUF012
     # The 7B's checkpoint holds it; it is computed.
-    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]
+    _keys_to_ignore_on_load_unexpected = [r"rotary_emb\.inv_freq"]  # noqa: RUF012
 
 
 class BaichuanModel(BaichuanPreTrainedModel):
@@ -150,12 +44,14 @@ class BaichuanModel(BaichuanPreTrainedModel):
         self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size, config.pad_token_id)
         self.layers = nn.ModuleList(BaichuanLayer(config, index) for index in range(config.num_hidden_layers))
         self.norm = LlamaRMSNorm(config.hidden_size, eps=config.rms_norm_eps)
-        self.rotary_emb = LlamaRotaryEmbedding(config) if config.positions == "rope" else None
+        self.rotary_emb = None
+        if config.positions == "rope":
+            self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]
         self.gradient_checkpointing = False
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
-    @merge_with_config_defaults
-    @capture_outputs
+    @merge_with_config_defaults  # type: ignore[untyped-decorator]
+    @capture_outputs  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -176,7 +72,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None] + past
-        mask = create_causal_mask(
+        mask: Any = create_causal_mask(
             self.config,
             hidden,
             attention_mask,
@@ -209,25 +105,25 @@ class BaichuanModel(BaichuanPreTrainedModel):
 class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
     """Baichuan with its head, linear or normalised."""
 
-    _tied_weights_keys: dict[str, str] = {}
+    _tied_weights_keys = {}  # noqa: RUF012
 
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)
         self.model = BaichuanModel(config)
         head = NormHead if config.head == "norm" else nn.Linear
         self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
-        self.post_init()
+        self.post_init()  # type: ignore[no-untyped-call]
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         # A change of the vocabulary makes a new head, and always a linear one.
         if self.config.head == "norm" and not isinstance(new_embeddings, NormHead):
-            rows, hidden = new_embeddings.weight.shape  # type: ignore[misc, union-attr, operator]
+            rows, hidden = new_embeddings.weight.shape  # type: ignore[misc]
             head = NormHead(hidden, rows, bias=False, device="meta")
             head.weight = new_embeddings.weight  # type: ignore[assignment]
             new_embeddings = head
         self.lm_head = new_embeddings
 
-    @can_return_tuple
+    @can_return_tuple  # type: ignore[untyped-decorator]
     def forward(
         self,
         input_ids: torch.Tensor | None = None,
@@ -266,4 +162,4 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
 # Directories whose `auto_map` names remote code load through these, without a prompt and without that code.
 AutoConfig.register("baichuan", BaichuanConfig)
 AutoModelForCausalLM.register(BaichuanConfig, BaichuanForCausalLM)
-AutoTokenizer.register(BaichuanConfig, BaichuanTokenizer)
+AutoTokenizer.register(BaichuanConfig, BaichuanTokenizer, slow_tokenizer_class=BaiChuanTokenizer)

@@ -9,8 +9,9 @@ from typing import Any
 
 from sentencepiece import SentencePieceProcessor
 from transformers import AddedToken, BatchEncoding
-from transformers.tokenization_utils_base import PaddingStrategy, TruncationStrategy
+from transformers.tokenization_utils_base import TruncationStrategy
 from transformers.tokenization_utils_sentencepiece import SentencePieceBackend
+from transformers.utils.generic import PaddingStrategy
 
 USER, ASSISTANT = 195, 196
 """The ids that open a turn: reserved pieces of the published vocabularies."""
@@ -35,8 +36,8 @@ class BaichuanTokenizer(SentencePieceBackend):
     leaves them out.
     """
 
-    vocab_files_names = {"vocab_file": "tokenizer.model"}
-    model_input_names = ["input_ids", "attention_mask"]
+    vocab_files_names = {"vocab_file": "tokenizer.model"}  # noqa: RUF012
+    model_input_names = ["input_ids", "attention_mask"]  # noqa: RUF012
     padding_side = "left"
 
     def __init__(self, vocab_file: str, add_bos_token: bool = True, add_eos_token: bool = False, **kwargs: Any) -> None:
@@ -50,7 +51,7 @@ class BaichuanTokenizer(SentencePieceBackend):
             kwargs[name] = _control(kwargs.get(name) or pieces.id_to_piece(index))
         turns = [pieces.id_to_piece(index) for index in (USER, ASSISTANT) if index < len(pieces)]
         others = [str(token) for token in kwargs.pop("extra_special_tokens", None) or []]
-        super().__init__(
+        super().__init__(  # type: ignore[no-untyped-call]
             **kwargs,
             vocab_file=vocab_file,
             extra_special_tokens=[_control(token) for token in dict.fromkeys([*others, *turns])],
@@ -63,7 +64,9 @@ class BaichuanTokenizer(SentencePieceBackend):
         pieces = self.sp_model.id_to_piece(list(range(self.vocab_size)))
         return {piece: index for index, piece in enumerate(pieces)} | self._added_tokens_encoder
 
-    def _encode_plus(self, text: Any, text_pair: Any = None, **options: Any) -> BatchEncoding:
+    def _encode_plus(  # type: ignore[override]
+        self, text: Any, text_pair: Any = None, **options: Any
+    ) -> BatchEncoding:
         plain = (
             options.get("split_special_tokens", self.split_special_tokens)
             and text_pair is None
@@ -84,7 +87,9 @@ class BaichuanTokenizer(SentencePieceBackend):
             encoding["attention_mask"] = [[1] * len(row) for row in rows]
         return BatchEncoding(encoding)
 
-    def _decode(self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any) -> str:
+    def _decode(  # type: ignore[override]
+        self, token_ids: int | list[int], skip_special_tokens: bool = False, **_: Any
+    ) -> str:
         ids = [token_ids] if isinstance(token_ids, int) else token_ids
         left_out = set(self.all_special_ids) if skip_special_tokens else set()
         added = self._added_tokens_decoder
@@ -109,6 +114,10 @@ class BaichuanTokenizer(SentencePieceBackend):
         content |= {"add_bos_token": self.add_bos_token, "add_eos_token": self.add_eos_token}
         config.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", "utf-8")
         return files
+
+
+class BaiChuanTokenizer(BaichuanTokenizer):
+    """The same, as the 7B's files name it."""
 
 
 def _control(token: str | AddedToken) -> AddedToken:
