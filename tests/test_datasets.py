@@ -540,10 +540,11 @@ def test_a_flaw_in_the_questions_stops_with_its_place(cmedqa2: Any, questions: s
 
 
 def test_questions_that_are_not_given_or_not_there_are_asked_for(tmp_path: Path) -> None:
-    answers = write(tmp_path, {"ans_id": "1", "question_id": "7", "content": "做胃镜"})
-    for questions, says in ((None, "not given"), (str(tmp_path / "none.csv"), r"none\.csv: no such file")):
-        with pytest.raises(DataError, match=f"questions: .*{says}; give the file of questions"):
-            list(source("cmedqa2", path=str(answers), questions=questions))
+    answers = str(write(tmp_path, {"ans_id": "1", "question_id": "7", "content": "做胃镜"}))
+    with pytest.raises(ValueError, match="questions: not given; name the file of questions"):
+        source("cmedqa2", path=answers)
+    with pytest.raises(DataError, match=r"questions: .*none\.csv: no such file; name one file"):
+        list(source("cmedqa2", path=answers, questions=str(tmp_path / "none.csv")))
 
 
 def exam(**fields: Any) -> dict[str, Any]:

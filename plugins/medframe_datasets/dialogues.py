@@ -121,7 +121,9 @@ class MossSFT(DatasetSource):
     """Give the meta instruction as a system turn."""
 
     bundled: ClassVar[str | None] = "samples/moss_sft.jsonl"
-    licence: ClassVar[str] = "CC BY 4.0 (hub card); answers by gpt-3.5-turbo. Sample: Apache-2.0"
+    licence: ClassVar[str] = (
+        "CC BY-NC 4.0 (repository), CC BY 4.0 (hub card); answers by gpt-3.5-turbo. Sample: Apache-2.0"
+    )
     homepage: ClassVar[str] = "https://github.com/OpenMOSS/MOSS"
 
     def sample(self, row: Row) -> Sample:

@@ -103,6 +103,8 @@ class CMedQA2(DatasetSource):
     def __post_init__(self) -> None:
         if self.questions is None and self.path == "sample":
             self.questions = str(Path(__file__).parent / "samples" / "cmedqa2_question.csv")
+        if self.questions is None and self.path != "???":
+            raise ValueError("questions: not given; name the file of questions, cMedQA2's question.csv")
 
     def sample(self, row: Row) -> Sample:
         number = _id(row, self.question_id)
@@ -121,8 +123,7 @@ class CMedQA2(DatasetSource):
     def _questions(self) -> dict[str, str]:
         """The questions by id, read once."""
         if self.questions is None or not Path(self.questions).is_file():
-            missing = "not given" if self.questions is None else f"{self.questions}: no such file"
-            raise DataError(f"questions: {missing}; give the file of questions, cMedQA2's question.csv")
+            raise DataError(f"questions: {self.questions}: no such file; name one file, cMedQA2's question.csv")
         found: dict[str, str] = {}
         for row in DatasetSource.rows(replace(self, path=self.questions)):
             if isinstance(row, BadRow):
