@@ -3,7 +3,7 @@
 from typing import TYPE_CHECKING, Any
 
 from medframe.backbone import Backbone
-from medframe.dataset import BadRow, DatasetSource, Row, Sample, Turn, Where
+from medframe.dataset import BadRow, DatasetSource, Role, Row, Sample, Turn, Where, kind_of
 from medframe.errors import (
     BackboneError,
     DataError,
@@ -38,6 +38,7 @@ __all__ = [
     "PromptFormat",
     "ProofError",
     "RecipeError",
+    "Role",
     "Row",
     "RunError",
     "Sample",
@@ -48,6 +49,7 @@ __all__ = [
     "Turn",
     "Where",
     "hookimpl",
+    "kind_of",
 ]
 
 

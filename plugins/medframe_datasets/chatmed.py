@@ -1,4 +1,4 @@
-"""ChatMed's data sets."""
+"""ChatMed's data sets: consultations, and traditional Chinese medicine."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from medframe import DatasetSource, Row, Sample, Turn
+from medframe_datasets.meta import kept
 
 
 @dataclass(kw_only=True)
@@ -29,4 +30,19 @@ class ChatMedConsult(DatasetSource):
 
     def sample(self, row: Row) -> Sample:
         turns = (Turn("user", row.text(self.query)), Turn("assistant", row.text(self.response)))
-        return Sample(turns, row.where)
+        return Sample(turns, row.where, kept(row, "id"))
+
+
+@dataclass(kw_only=True)
+class ShenNongTCM(ChatMedConsult):
+    """Questions on traditional Chinese medicine and one answer each (ShenNong-TCM, "ChatMed-TCM").
+
+    Rows are `{"query": ..., "response": ...}`: the project's README says that ChatMed's own code trains on them.
+    """
+
+    bundled: ClassVar[str | None] = "samples/shennong_tcm.jsonl"
+    licence: ClassVar[str] = (
+        "ShenNong_TCM_Dataset: Apache-2.0 on the hub, but its README allows academic research only; "
+        "questions and answers by gpt-3.5-turbo. Sample: Apache-2.0"
+    )
+    homepage: ClassVar[str] = "https://github.com/michael-wzhu/ShenNong-TCM-LLM"
