@@ -52,6 +52,7 @@ class Examples:
         self._ends = _map(folder / "ends", np.int64)
         self._lines = _map(folder / "lines", np.int64)
         self._file = _map(folder / "file", np.int32)
+        self._row = _map(folder / "row", np.int64)
         self.supervised: NDArray[np.int32] = _map(folder / "supervised", np.int32)
         """Tokens with a loss, by example."""
         self.lengths: NDArray[np.int64] = np.diff(self._ends, prepend=0)
@@ -65,8 +66,8 @@ class Examples:
         """Number of the row that each example came from, counting those with examples: windows of one row share it."""
         import numpy as np
 
-        starts = (np.diff(self._lines, prepend=-1) != 0) | (np.diff(self._file, prepend=-1) != 0)
-        return np.cumsum(starts) - 1
+        # By its number, not its line: the rows of an array on one line share that.
+        return np.cumsum(np.diff(self._row, prepend=0) != 0) - 1
 
     def ids(self, index: int) -> NDArray[np.int32]:
         """Token ids, int32 [length]."""
@@ -106,7 +107,7 @@ def examples(source: Source, encoder: Encoder) -> Examples:
 def _write(folder: Path, source: Source, encoder: Encoder) -> None:
     ledger = Ledger(source.name)
     files: dict[str, int] = {}
-    names = {"ids": "i", "trained": "b", "ends": "q", "lines": "q", "file": "i", "supervised": "i"}
+    names = {"ids": "i", "trained": "b", "ends": "q", "lines": "q", "file": "i", "row": "q", "supervised": "i"}
     columns = {name: array(code) for name, code in names.items()}
     streams = {name: (folder / name).open("wb") for name in names}
     digest = hashlib.sha256()
@@ -128,6 +129,7 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
                 columns["ends"].append(end)
                 columns["lines"].append(outcome.where.line)
                 columns["file"].append(files.setdefault(outcome.where.file, len(files)))
+                columns["row"].append(count)
                 columns["supervised"].append(example.supervised)
             if count % 1000 == 0:
                 flush()
