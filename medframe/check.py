@@ -114,7 +114,7 @@ def _stopping(ledger: Ledger, recipe: Recipe) -> Iterator[str]:
     for entry in ledger.entries:
         policy = recipe.limits.on_bad_row if entry.bad else recipe.limits.on_unlearnable
         if entry.fate == "skipped" and entry.why != REPEATS and policy == "stop":
-            yield f"{entry.file}:{entry.line}: {entry.why}"
+            yield f"{entry.where}: {entry.why}"
 
 
 def _bad_rows_without_store(recipe: Recipe) -> Iterator[str]:

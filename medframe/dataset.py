@@ -16,13 +16,15 @@ Role = Literal["system", "user", "assistant"]
 
 @dataclass(frozen=True, slots=True)
 class Where:
-    """The place a row came from; prints as `file:line`."""
+    """The place a row came from; prints as `file:line`, or `file:line[element]`."""
 
     file: str
     line: int
+    element: int | None = None
+    """Which element of an array it is, counted from 1, where the line alone does not tell."""
 
     def __str__(self) -> str:
-        return f"{self.file}:{self.line}"
+        return f"{self.file}:{self.line}" + (f"[{self.element}]" if self.element else "")
 
 
 @dataclass(frozen=True, slots=True)

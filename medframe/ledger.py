@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from medframe.dataset import BadRow
+from medframe.dataset import BadRow, Where
 from medframe.encode import Encoded, Example, Limits, Unlearnable
 from medframe.errors import DataError
 
@@ -23,10 +23,17 @@ class Entry:
     line: int
     fate: Literal["kept", "shortened", "skipped"]
     why: str
+    element: int | None = None
+    """Which element of an array, where the line alone does not tell."""
     bad: bool = False
     """It could not be read, as against read and of no use."""
     lost: int = 0
     """Supervised tokens left out of what was kept."""
+
+    @property
+    def where(self) -> Where:
+        """The place of the row."""
+        return Where(self.file, self.line, self.element)
 
 
 @dataclass
@@ -60,7 +67,7 @@ class Ledger:
             raise DataError(f"{where}: {why} (limits.on_unlearnable: skip leaves such rows out)")
         self.rows += 1
         self.skipped += 1
-        self.entries.append(Entry(where.file, where.line, "skipped", why, bad=bad))
+        self.entries.append(Entry(where.file, where.line, "skipped", why, where.element, bad=bad))
         return ()
 
     def _keep(self, outcome: Encoded) -> None:
@@ -78,7 +85,8 @@ class Ledger:
         if notes:
             fate: Literal["kept", "shortened"] = "shortened" if outcome.shortened else "kept"
             where = outcome.where
-            self.entries.append(Entry(where.file, where.line, fate, "; ".join(notes), lost=outcome.lost))
+            entry = Entry(where.file, where.line, fate, "; ".join(notes), where.element, lost=outcome.lost)
+            self.entries.append(entry)
 
     def summary(self) -> list[str]:
         """The account in a few lines for a terminal."""
@@ -95,8 +103,7 @@ class Ledger:
             share = 100 * self.skipped / self.rows
             first = next(e for e in self.entries if e.fate == "skipped")
             lines.append(
-                f"WARNING {self.source}: {share:.0f} % of the rows are skipped, "
-                f"first {first.file}:{first.line}: {first.why}"
+                f"WARNING {self.source}: {share:.0f} % of the rows are skipped, first {first.where}: {first.why}"
             )
         return lines
 

@@ -47,7 +47,7 @@ def prepare(recipe: Recipe) -> Prepared:
             first = next(iter(ledger.entries))
             raise DataError(
                 f"data.{source.name}: none of its {ledger.rows} rows can be learnt from; "
-                f"first {first.file}:{first.line}: {first.why}"
+                f"first {first.where}: {first.why}"
             )
     train, held = _selections(recipe, sources, stores)
     for source, selection in zip(sources, train, strict=True):

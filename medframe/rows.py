@@ -146,12 +146,13 @@ class _Array:
 
     def rows(self) -> Iterator[Row | BadRow]:
         self._next()
+        bracket = self.line
         self._advance(self.at + 1)  # the bracket that made this an array
         mark = "," if self._next() != "]" else "]"
         while mark == ",":
             self.element += 1
             self._next()
-            where = Where(self.file, self.line)
+            where = Where(self.file, self.line, self.element if self.line == bracket else None)
             value, end = self._decode()
             if self.flawed and _UNDECODED.search(self.buffer, self.at, end):
                 raise self._broken(self.at, self.flawed)

@@ -52,6 +52,7 @@ class Examples:
         self._ends = _map(folder / "ends", np.int64)
         self._lines = _map(folder / "lines", np.int64)
         self._file = _map(folder / "file", np.int32)
+        self._element = _map(folder / "element", np.int32)
         self._row = _map(folder / "row", np.int64)
         self.supervised: NDArray[np.int32] = _map(folder / "supervised", np.int32)
         """Tokens with a loss, by example."""
@@ -79,7 +80,7 @@ class Examples:
 
     def where(self, index: int) -> Where:
         """The row that the example came from."""
-        return Where(self._files[self._file[index]], int(self._lines[index]))
+        return Where(self._files[self._file[index]], int(self._lines[index]), int(self._element[index]) or None)
 
 
 def examples(source: Source, encoder: Encoder) -> Examples:
@@ -107,7 +108,8 @@ def examples(source: Source, encoder: Encoder) -> Examples:
 def _write(folder: Path, source: Source, encoder: Encoder) -> None:
     ledger = Ledger(source.name)
     files: dict[str, int] = {}
-    names = {"ids": "i", "trained": "b", "ends": "q", "lines": "q", "file": "i", "row": "q", "supervised": "i"}
+    names = {"ids": "i", "trained": "b", "ends": "q", "lines": "q", "element": "i"}
+    names |= {"file": "i", "row": "q", "supervised": "i"}
     columns = {name: array(code) for name, code in names.items()}
     streams = {name: (folder / name).open("wb") for name in names}
     digest = hashlib.sha256()
@@ -128,6 +130,7 @@ def _write(folder: Path, source: Source, encoder: Encoder) -> None:
                 columns["trained"].frombytes(example.trained)
                 columns["ends"].append(end)
                 columns["lines"].append(outcome.where.line)
+                columns["element"].append(outcome.where.element or 0)
                 columns["file"].append(files.setdefault(outcome.where.file, len(files)))
                 columns["row"].append(count)
                 columns["supervised"].append(example.supervised)

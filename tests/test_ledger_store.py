@@ -144,6 +144,18 @@ def test_rows_that_repeat_an_earlier_one_are_counted_and_skipped_on_request(
     assert [(entry["line"], entry["fate"]) for entry in found["entries"]] == [(3, "skipped")]
 
 
+def test_the_elements_of_an_array_on_one_line_are_told_apart(medframe: Medframe, recipe: Path, here: Path) -> None:
+    file = here / "array.json"
+    file.write_text(json.dumps([GOOD, {**GOOD, "response": ""}, GOOD, LONG]), "utf-8")
+    options = ["data.consult.path=array.json", "held_out.rows=1"]
+    found = ledger(medframe("check", recipe, "--json", *options))
+    assert [(entry["line"], entry["element"]) for entry in found["entries"]] == [(1, 2), (1, 3)]
+    assert f"first {file}:1[2]: no answer" in medframe("check", recipe, *options).out
+    batches = prepared(recipe, *options).held_out
+    assert batches is not None
+    assert len(batches) == 1  # rows are held out one by one, though all stand on one line
+
+
 def test_supervised_tokens_lost_by_shortening_are_counted(
     medframe: Medframe, recipe: Path, consultations: Consultations
 ) -> None:
