@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from conftest import Consultations, Medframe
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, BloomConfig, DynamicCache, StaticCache
 from transformers import BloomForCausalLM as Stock
@@ -120,7 +121,15 @@ def test_each_packed_sample_is_transformers_bloom_alone(pair: tuple[Any, Any]) -
     assert (joined - expected).abs().max() > 0.1
 
 
-def test_padding_and_a_cache_are_no_packing(pair: tuple[Any, Any]) -> None:
+def test_asked_for_eager_attention_it_is_the_same(pair: tuple[Any, Any]) -> None:
+    ours, stock = copy.deepcopy(pair[0]), pair[1]
+    ours.set_attn_implementation("eager")
+    with torch.no_grad():
+        packed = ours(**PACKED, use_cache=False).logits[0]
+    torch.testing.assert_close(packed, torch.cat(alone(stock)), atol=1e-5, rtol=1e-5)
+
+
+def test_padding_is_no_packing(pair: tuple[Any, Any]) -> None:
     """Positions as `generate` gives them with padding on the left begin anew, and yet are one sample."""
     ours, _ = pair
     batch = padded("left")
@@ -207,7 +216,6 @@ def test_in_bfloat16_long_samples_lose_less_than_in_transformers_bloom(pair: tup
             (copy.deepcopy(model).bfloat16()(ids, use_cache=False).logits.float() - exact)[0, -100:].abs().mean()
             for model in pair
         )
-    print(ours, stock, exact.abs().mean())
     assert ours < 0.05 * exact.abs().mean()
     assert ours < stock / 2
 
@@ -369,3 +377,24 @@ def test_weights_of_another_architecture_are_refused(published: Path) -> None:
     for load in (Bloom(weights=str(published)).load_config, Bloom(weights=str(published)).load_model):
         with pytest.raises(BackboneError, match="holds a llama model, this backbone is for bloom"):
             load()
+
+
+def test_huozis_context_is_kept(recipe: Path, consultations: Consultations, medframe: Medframe) -> None:
+    """ALiBi has no end of its own, so that nothing but the backbone can say how much Huozi was trained to hold."""
+    consultations([{"query": "胃疼，" * 800, "response": "请做胃镜。"}, {"query": "胃疼", "response": "请做胃镜。"}])
+    limits = "limits={max_length: 4000}"
+    said = medframe("check", recipe, f"backbone={{use: huozi, weights: {Huozi().directory()}}}", limits)
+    assert said.code == 2
+    assert "more than the model's context of 2048" in said.out + said.err
+    assert medframe("check", recipe, f"backbone={{use: bloom, weights: {Bloom().directory()}}}", limits).code == 0
+
+
+def test_a_run_packs_and_is_proven(recipe: Path, medframe: Medframe, here: Path) -> None:
+    settings = ["trainer.max_steps=2", "held_out={rows: 2}", "compare=1", "trainer.modules_to_save=[lm_head]"]
+    ended = medframe("run", recipe, "backbone.use=huozi", "out=run", *settings)
+    assert ended.code == 0, ended.err
+    manifest = json.loads((here / "run" / "manifest.json").read_text("utf-8"))
+    assert (manifest["state"], manifest["batching"]["kind"]) == ("finished", "packed")
+    tensors = load_file(here / "run" / "adapter" / "adapter_model.safetensors")
+    assert sum("lora_A" in name for name in tensors) == 4 * 4
+    assert {"base_model.model.transformer.word_embeddings.weight", "base_model.model.lm_head.weight"} < set(tensors)
