@@ -92,6 +92,8 @@ class BloomModel(stock.BloomModel):
             allow_is_causal_skip=False,
         )
         assert isinstance(allowed, torch.Tensor)
+        if allowed.dtype != torch.bool:  # what is asked for as "eager" is additive
+            allowed = allowed == 0
         offset = past_key_values.get_seq_length() if past_key_values is not None else 0
         hidden = self.word_embeddings_layernorm(inputs_embeds)
         mask = biased(allowed, torch.tensor(slopes(self.num_heads)), offset, hidden.dtype)

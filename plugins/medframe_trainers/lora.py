@@ -70,7 +70,9 @@ class Lora(Settings):
         job.finish(model)
 
     def _adapted(self, model: Any, backbones_choice: tuple[str, ...]) -> Any:
-        from peft import LoraConfig, get_peft_model
+        from peft import LoraConfig
+
+        from medframe_trainers.tied import adapted
 
         targets = self.targets or list(backbones_choice)
         names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
@@ -89,4 +91,4 @@ class Lora(Settings):
             bias="none",
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, config)
+        return adapted(model, config)
