@@ -5,4 +5,7 @@ import medframe
 
 @medframe.hookimpl
 def prompts() -> dict[str, str]:
-    return {"chatmed": "medframe_prompts.chatmed:ChatMed"}
+    return {
+        "chat-template": "medframe_prompts.chat_template:ChatTemplate",
+        "chatmed": "medframe_prompts.chatmed:ChatMed",
+    }
