@@ -50,7 +50,8 @@ def load(cls: type[Any], directory: Path, dtype: str) -> PreTrainedModel:
     """
     if not (directory / "config.json").is_file():
         raise BackboneError(f"backbone.weights: {directory} has no config.json")
-    check_type(directory, cls.config_class.model_type)
+    if config_class := getattr(cls, "config_class", None):  # AutoModelForCausalLM is of no one type
+        check_type(directory, config_class.model_type)
     try:
         model, report = cls.from_pretrained(directory, dtype=dtype, local_files_only=True, output_loading_info=True)
     except Exception as error:

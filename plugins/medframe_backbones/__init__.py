@@ -5,4 +5,7 @@ import medframe
 
 @medframe.hookimpl
 def backbones() -> dict[str, str]:
-    return {"llama": "medframe_backbones.llama:Llama"}
+    return {
+        "auto": "medframe_backbones.auto:Auto",
+        "llama": "medframe_backbones.llama:Llama",
+    }

@@ -48,8 +48,8 @@ class ChatTemplate(PromptFormat):
     path_fields: ClassVar[tuple[str, ...]] = ("template",)
     system: ClassVar[Literal["none", "optional", "fixed"]] = "optional"
     multi_turn: ClassVar[bool] = True
-    _bound: ClassVar[Answers | None] = None
-    """What the tokenizer's template does, once bound."""
+    _bound: ClassVar[Any] = None
+    """What the tokenizer's template does, an Answers, once bound."""
 
     def __post_init__(self) -> None:
         date.fromisoformat(self.today)
@@ -109,7 +109,8 @@ class ChatTemplate(PromptFormat):
     def _answers(self) -> Answers:
         if self._bound is None:
             raise PromptError("a chat template is the tokenizer's: bind(tokenizer) comes first")
-        return self._bound
+        bound: Answers = self._bound
+        return bound
 
     def _source(self, tokenizer: PreTrainedTokenizerBase) -> str:
         if self.template is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import math
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -30,7 +31,7 @@ class Lora(Trainer):
     dropout: float = 0.0
     """Dropout on the adapters' input."""
     targets: list[str] | None = None
-    """Modules to adapt, by the last part of their names; null: the backbone's own choice."""
+    """Modules to adapt, by the last part of their names, or [all-linear]; null: the backbone's own choice."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules trained whole and saved with the adapter, such as embed_tokens, lm_head."""
     max_steps: int | None = None
@@ -159,8 +160,9 @@ class Lora(Trainer):
         from peft import LoraConfig, get_peft_model
 
         targets = self.targets or list(backbones_choice)
+        every = targets == ["all-linear"]
         names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        for field_name, wanted in (("targets", targets), ("modules_to_save", self.modules_to_save)):
+        for field_name, wanted in (("targets", [] if every else targets), ("modules_to_save", self.modules_to_save)):
             if missing := [module for module in wanted if module.rpartition(".")[2] not in names]:
                 leaves = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if not [*m.children()]})
                 raise RecipeError(
@@ -170,7 +172,8 @@ class Lora(Trainer):
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=targets,
+            target_modules="all-linear" if every else targets,
+            exclude_modules=_beside_the_language_model(model) if every else None,
             modules_to_save=self.modules_to_save or None,
             bias="none",
             task_type="CAUSAL_LM",
@@ -240,6 +243,13 @@ _NAMES = (
     ("optim", "training_args.py", "OptimizerNames"),
 )
 """Fields whose values are the members of an enumeration in transformers: its file and its name."""
+
+
+def _beside_the_language_model(model: Any) -> str:
+    """A pattern of the names of all modules outside it: the head, and what sees or hears where there is such."""
+    language_model = model.get_decoder()
+    name = next(name for name, module in model.named_modules() if module is language_model)
+    return rf"(?!{re.escape(name)}\.).*"
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
