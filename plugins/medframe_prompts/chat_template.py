@@ -145,8 +145,9 @@ class ChatTemplate(PromptFormat):
                 f"{{%- macro strftime_now(format) %}}{{{{ {_literal(formats)}.get(format, '{self.today}') }}}}"
                 "{%- endmacro %}"
             )
-        # The newline after a block is no part of what is written.
-        return "".join(f"{line}\n" for line in front) + source
+        # The newline after a block is no part of what is written. A template that a run has saved begins with all this.
+        head = "".join(f"{line}\n" for line in front)
+        return head + source.removeprefix(head)
 
 
 def _literal(value: Any) -> str:

@@ -178,7 +178,10 @@ class Lora(Trainer):
             bias="none",
             task_type="CAUSAL_LM",
         )
-        return get_peft_model(model, config)
+        try:
+            return get_peft_model(model, config)
+        except ValueError as error:  # such as a module that peft cannot adapt in this architecture
+            raise RecipeError(f"trainer.targets: {' '.join(str(error).split())[:300]}") from error
 
 
 _OWN = (
@@ -245,11 +248,11 @@ _NAMES = (
 """Fields whose values are the members of an enumeration in transformers: its file and its name."""
 
 
-def _beside_the_language_model(model: Any) -> str:
-    """A pattern of the names of all modules outside it: the head, and what sees or hears where there is such."""
+def _beside_the_language_model(model: Any) -> str | None:
+    """A pattern of the names of all modules outside it, such as the part that sees; None where it is all there is."""
     language_model = model.get_decoder()
     name = next(name for name, module in model.named_modules() if module is language_model)
-    return rf"(?!{re.escape(name)}\.).*"
+    return rf"(?!{re.escape(name)}\.).*" if name else None
 
 
 def _hint(name: str, known: Iterable[str]) -> str:
