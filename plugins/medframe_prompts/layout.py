@@ -85,11 +85,11 @@ class Template:
         """The places of the texts, with what is stripped there: tried with each white space character around them."""
         left, right = [""] * len(roles), [""] * len(roles)
         for space in _SPACES:
-            # Two before and one after: how much longer the wording has become tells which side was kept.
-            written = self._write(roles, [f"{space}{space}{mark}{space}" for mark in marks])
+            # Three before and two after: how much longer the wording has become tells which side was kept.
+            written = self._write(roles, [f"{space * 3}{mark}{space * 2}" for mark in marks])
             for turn, (words, found) in enumerate(zip(wording, _between(written, marks, roles), strict=True)):
-                befores = ("", space) if turn else ("",)
-                afters = ("", space * 2) if turn < len(roles) else ("",)
+                befores = ("", space * 2) if turn else ("",)
+                afters = ("", space * 3) if turn < len(roles) else ("",)
                 kept = [(a, b) for a, b in product(befores, afters) if a + words + b == found]
                 if not kept:
                     raise PromptError(f"the chat template changes white space around {_name(roles, turn)}")
