@@ -31,7 +31,7 @@ class Answerer:
 
         Closing the iterator early ends the generation.
         """
-        context = getattr(self.model.config, "max_position_embeddings", None)
+        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         ids = self.encoder.question(turns, context - max_new_tokens if context else None)
         yield from self.continued(ids, max_new_tokens)
 

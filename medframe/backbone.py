@@ -28,7 +28,7 @@ class Backbone(ABC):
 
     path_fields: ClassVar[tuple[str, ...]] = ("weights", "tokenizer", "adapters")
     lora_targets: ClassVar[tuple[str, ...]] = ()
-    """Names of the linear modules that LoRA adapts by default."""
+    """Names of the linear modules that LoRA adapts by default; `all-linear`: every one of the model's but its head."""
     tiny_from: ClassVar[str | tuple[str, ...] | None] = None
     """The modules that make the tiny model, where it is not the component's own: the cache goes by their content."""
 

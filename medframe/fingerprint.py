@@ -26,7 +26,7 @@ def format_fingerprint(prompt: PromptFormat, tokenizer: PreTrainedTokenizerBase)
             seen.append([example.ids, list(example.trained)])
         except PromptError:
             seen.append("refused")
-    stop = [resolve(token, tokenizer) for token in prompt.stop]
+    stop = [resolve(token, tokenizer) for token in encoder.prompt.stop]
     return hashlib.sha256(json.dumps([seen, stop]).encode()).hexdigest()
 
 

@@ -72,7 +72,7 @@ def prepare(recipe: Recipe) -> Prepared:
 
 def check_context(recipe: Recipe, prepared: Prepared) -> None:
     """DataError when an example is longer than the model's context, beyond which it has never learnt positions."""
-    context = getattr(recipe.backbone.load_config(), "max_position_embeddings", None)
+    context = getattr(recipe.backbone.load_config().get_text_config(), "max_position_embeddings", None)
     if context and recipe.batching.kind == "blocks" and (recipe.batching.length or 512) > context:
         raise DataError(f"batching.length is {recipe.batching.length}, more than the model's context of {context}")
     for batches in (prepared.train, prepared.held_out) if recipe.batching.kind != "blocks" else ():

@@ -56,7 +56,8 @@ def load(cls: type[Any], directory: Path, dtype: str, config: PretrainedConfig |
     """
     if not (directory / "config.json").is_file():
         raise BackboneError(f"backbone.weights: {directory} has no config.json")
-    check_type(directory, cls.config_class.model_type)
+    if config_class := getattr(cls, "config_class", None):  # AutoModelForCausalLM is of no one type
+        check_type(directory, config_class.model_type)
     try:
         model, report = cls.from_pretrained(
             directory, config=config, dtype=dtype, local_files_only=True, output_loading_info=True

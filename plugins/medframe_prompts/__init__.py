@@ -6,6 +6,7 @@ import medframe
 @medframe.hookimpl
 def prompts() -> dict[str, str]:
     return {
+        "chat-template": "medframe_prompts.chat_template:ChatTemplate",
         "chatmed": "medframe_prompts.chatmed:ChatMed",
         "bentsao-med": "medframe_prompts.bentsao:BenTsaoMed",
         "bentsao-bloom": "medframe_prompts.bentsao:BenTsaoBloom",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -23,7 +24,7 @@ class Lora(Settings):
     dropout: float = 0.0
     """Dropout on the adapters' input."""
     targets: list[str] | None = None
-    """Modules to adapt, by the last part of their names; null: the backbone's own choice."""
+    """Modules to adapt, by the last part of their names, or [all-linear]; null: the backbone's own choice."""
     modules_to_save: list[str] = field(default_factory=list)
     """Modules trained whole and saved with the adapter, such as embed_tokens, lm_head."""
 
@@ -75,8 +76,9 @@ class Lora(Settings):
         from medframe_trainers.tied import adapted
 
         targets = self.targets or list(backbones_choice)
+        every = targets == ["all-linear"]
         names = {name.rpartition(".")[2] for name, _ in model.named_modules()}
-        for field_name, wanted in (("targets", targets), ("modules_to_save", self.modules_to_save)):
+        for field_name, wanted in (("targets", [] if every else targets), ("modules_to_save", self.modules_to_save)):
             if missing := [module for module in wanted if module.rpartition(".")[2] not in names]:
                 leaves = sorted({n.rpartition(".")[2] for n, m in model.named_modules() if not [*m.children()]})
                 raise RecipeError(
@@ -86,9 +88,20 @@ class Lora(Settings):
             r=self.rank,
             lora_alpha=self.alpha,  # type: ignore[arg-type]
             lora_dropout=self.dropout,
-            target_modules=targets,
+            target_modules="all-linear" if every else targets,
+            exclude_modules=_beside_the_language_model(model) if every else None,
             modules_to_save=self.modules_to_save or None,
             bias="none",
             task_type="CAUSAL_LM",
         )
-        return adapted(model, config)
+        try:
+            return adapted(model, config)
+        except ValueError as error:  # such as a module that peft cannot adapt in this architecture
+            raise RecipeError(f"trainer.targets: {' '.join(str(error).split())[:300]}") from error
+
+
+def _beside_the_language_model(model: Any) -> str | None:
+    """A pattern of the names of all modules outside it, such as the part that sees; None where it is all there is."""
+    language_model = model.get_decoder()
+    name = next(name for name, module in model.named_modules() if module is language_model)
+    return rf"(?!{re.escape(name)}\.).*" if name else None

@@ -25,6 +25,8 @@ def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     targets = targets[targets != -100]
     # With a cache, transformers does not look at the positions of a packed row for borders.
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
+    if logits.shape[:-1] == keep.shape:  # a model without logits_to_keep computes them all
+        logits = logits[keep]
     loss = torch.nn.functional.cross_entropy(logits.float().view(-1, logits.shape[-1]), targets, reduction="sum")
     return loss, len(targets)
 
