@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import unicodedata
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -12,6 +13,9 @@ from medframe import Backbone, BackboneError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+
+
+_PROBE = "头痛三天，怎么办？ CT"
 
 
 @dataclass(kw_only=True)
@@ -53,6 +57,10 @@ class Auto(Backbone):
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise BackboneError(f"backbone.tokenizer: {directory} cannot be loaded: {reason}") from error
+        # Where the files are missing, transformers makes an empty tokenizer of the right class without a word.
+        read = tokenizer.decode(tokenizer(_PROBE, add_special_tokens=False)["input_ids"])
+        if _essence(str(read)) != _essence(_PROBE):
+            raise BackboneError(f"backbone.tokenizer: {directory} holds none, or one that loses Chinese text")
         if tokenizer.eos_token_id is None:
             raise BackboneError(f"backbone.tokenizer: {directory} names no end token (eos_token)")
         if self.pad_token is not None or tokenizer.pad_token_id in (None, tokenizer.eos_token_id):
@@ -97,6 +105,11 @@ class Auto(Backbone):
             "backbone.tokenizer: it has no pad token, nor one that could serve: name an unused token in "
             f"backbone.pad_token, any but the end token {tokenizer.eos_token}; its special tokens: {', '.join(special)}"
         )
+
+
+def _essence(text: str) -> str:
+    """The text but for spaces and widths of characters, which some tokenizers change."""
+    return "".join(unicodedata.normalize("NFKC", text).split())
 
 
 def _architecture(directory: Path) -> str:
