@@ -178,10 +178,12 @@ def applied(made: Any, conversation: Turns, **arguments: Any) -> list[int]:
 class TestChatTemplate(PromptContract):
     component = "chat-template"
     backbone = "auto"
+    models_template = True
 
 
 class _Styled(PromptContract):
     component = "chat-template"
+    models_template = True
     style: ClassVar[Style]
 
     def encoder(self) -> Encoder:
