@@ -19,6 +19,8 @@ from medframe import BackboneError
 from medframe.testing import BackboneContract, TrainerContract
 from medframe_backbones.bloom import Bloom, Huozi
 
+GOLDEN = Path(__file__).parents[2] / "shared" / "golden"
+
 
 class TestBloom(BackboneContract):
     component = "bloom"
@@ -309,6 +311,19 @@ def test_the_tokenizer_pads_with_pad_and_adds_nothing(cls: type[Bloom]) -> None:
     ids = tokenizer(text)["input_ids"]
     assert len(ids) == len(text)
     assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.skipif(not GOLDEN.is_dir(), reason="the golden values are not here")
+def test_a_bloom_tokenizer_gives_the_ids_of_the_published_pipeline() -> None:
+    """BenTsao's rows for Bloom: the prompt and the answer encoded, cut at 256, ended where there is room."""
+    tokenizer: Any = Bloom(tokenizer=str(GOLDEN / "tokenizers" / "bloom_bpe")).load_tokenizer()
+    lines = (GOLDEN / "huatuo" / "llama_data_000-099.jsonl").read_text("utf-8").splitlines()
+    expected = json.loads((GOLDEN / "huatuo" / "bloom.bloom_deploy.json").read_text("utf-8"))["rows"]
+    for line, row in zip(lines, expected, strict=True):
+        content = json.loads(line)
+        text = f"下面是一个问题，运用医学知识来正确回答提问.\n{content['instruction']}\n### 回答：\n{content['output']}"
+        ids = [*tokenizer(text)["input_ids"][:256], tokenizer.eos_token_id][:256]
+        assert ids == row["input_ids"]
 
 
 def test_huozis_tokens_are_found_by_name() -> None:
