@@ -104,8 +104,9 @@ def _measure(report: Report, recipe: Recipe, prepared: Prepared) -> None:
     report.steps = recipe.trainer.steps(train)
     if dropped := train.dropped():
         report.notes.append(f"batching.map_batch drops {dropped:,} tokens from every epoch, as published")
-    if again := _asked_before(train):
-        report.notes.append(f"{again:,} training questions are asked more than once, with the same answer or another")
+    for what, hashes in (("questions are asked", _questions(train)), ("answers are given", _answers(train))):
+        if again := sum(count > 1 for count in Counter(hashes).values()):
+            report.notes.append(f"{again:,} {what} more than once in training")
     if prepared.held_out and (again := _shared(train, prepared.held_out)):
         report.notes.append(f"{again:,} held-out questions are also asked in training: the held-out loss flatters")
 
@@ -147,17 +148,18 @@ def _shared(train: Batches, held_out: Batches) -> int:
     return sum(question in known for question in _questions(held_out))
 
 
-def _asked_before(train: Batches) -> int:
-    asked = Counter(_questions(train))
-    return sum(1 for count in asked.values() if count > 1)
-
-
 def _questions(batches: Batches) -> Iterator[int]:
     """A hash of what stands before the first answer, of every example that has something there."""
     for examples, index in map(batches.example, range(len(batches))):
         question = examples.ids(index)[: examples.trained(index).argmax()]
         if len(question):
             yield hash(question.tobytes())
+
+
+def _answers(batches: Batches) -> Iterator[int]:
+    """A hash of what is trained, of every example."""
+    for examples, index in map(batches.example, range(len(batches))):
+        yield hash(examples.ids(index)[examples.trained(index)].tobytes())
 
 
 def _open(config: Any, prefix: str = "") -> Iterator[str]:

@@ -137,7 +137,8 @@ def test_rows_that_repeat_an_earlier_one_are_counted_and_skipped_on_request(
     assert [(entry["line"], entry["fate"]) for entry in found["entries"]] == [(3, "kept")]
     said = medframe("check", recipe).out
     assert "1 rows repeat an earlier one (limits.on_repeat: skip)" in said
-    assert "1 training questions are asked more than once" in said
+    assert "note: 1 questions are asked more than once in training" in said
+    assert "note: 1 answers are given more than once in training" in said
     strict = ["limits.on_repeat=skip", "limits.on_unlearnable=stop"]
     found = ledger(medframe("check", recipe, "--json", *strict))
     assert (found["rows"], found["kept"], found["skipped"], found["repeated"], found["examples"]) == (4, 3, 1, 0, 3)
