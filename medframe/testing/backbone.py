@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import socket
 from functools import cache
@@ -157,6 +158,15 @@ class BackboneContract(ComponentContract):
         assert float((expected - before).abs().max()) > 10 * TOLERANCE, "the adapter changes nothing"
         apart = float((found - expected).abs().max())
         assert apart < TOLERANCE, f"`adapters` gives other logits than peft's own merge, by {apart:.1e}"
+
+    def test_a_broken_configuration_is_said(self, tmp_path: Path) -> None:
+        shutil.copytree(self.tiny().directory(), tmp_path / "broken")
+        file = tmp_path / "broken" / "config.json"
+        config = json.loads(file.read_text("utf-8"))
+        for broken in (json.dumps({**config, "vocab_size": "many"}), "{", "[]"):
+            file.write_text(broken, "utf-8")
+            with pytest.raises(BackboneError):
+                self.tiny(weights=str(tmp_path / "broken")).load_config()
 
     @pytest.mark.parametrize("load", ["load_config", "load_tokenizer", "load_model"])
     def test_a_missing_directory_is_said(self, load: str, tmp_path: Path) -> None:

@@ -36,7 +36,7 @@ class Bloom(Backbone):
         self.check_type("bloom")
         try:
             config = BloomConfig.from_pretrained(self.directory(small=True), local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise BackboneError(f"backbone.weights: {' '.join(str(error).split())[:300]}") from error
         return self._completed(config)
 

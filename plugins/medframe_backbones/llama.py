@@ -34,7 +34,7 @@ class Llama(Backbone):
         self.check_type("llama")
         try:
             return LlamaConfig.from_pretrained(self.directory(small=True), local_files_only=True)
-        except (OSError, ValueError) as error:
+        except Exception as error:
             raise BackboneError(f"backbone.weights: {' '.join(str(error).split())[:300]}") from error
 
     def load_tokenizer(self) -> PreTrainedTokenizerBase:
