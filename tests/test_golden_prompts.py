@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from medframe import PromptError, Turn
-from medframe.encode import Encoder, Example
+from medframe import PromptError, Sample, Turn, Where
+from medframe.encode import Encoded, Encoder, Example, Limits
 from medframe.plugins import catalog
 
 if TYPE_CHECKING:
@@ -39,8 +39,8 @@ def tokenizer(name: str) -> PreTrainedTokenizerBase:
     return backbone(tokenizer=directory).load_tokenizer()  # type: ignore[no-any-return]
 
 
-def encoder(name: str, vocabulary: str, **fields: Any) -> Encoder:
-    return Encoder(catalog().find("prompt", name).load()(**fields), tokenizer(vocabulary))
+def encoder(name: str, vocabulary: str, limits: Limits | None = None, **fields: Any) -> Encoder:
+    return Encoder(catalog().find("prompt", name).load()(**fields), tokenizer(vocabulary), limits)
 
 
 def golden(name: str) -> Any:
@@ -105,6 +105,28 @@ def test_bentsao(template: str, vocabulary: str) -> None:
 
 @pytest.mark.parametrize("vocabulary", ["llama_spm", "bloom_bpe"])
 @pytest.mark.parametrize("template", FORMATS)
+def test_bentsao_truncated_by_the_recipes_limits(template: str, vocabulary: str) -> None:
+    """`on_overflow: truncate` cuts as published; what then has nothing to learn is left out, and said."""
+    published = golden(f"huatuo/{vocabulary.partition('_')[0]}.{template}.json")
+    fields = {"train_turns": "last"} if template == "literature_template" else {}
+    limits = Limits(max_length=CUTOFF, on_overflow="truncate")
+    asked, answers = bentsao(template)
+    samples = [
+        Sample((*turns, Turn("assistant", answer)), Where("rows", line))
+        for line, (turns, answer) in enumerate(zip(asked, answers, strict=True), 1)
+    ]
+    outcomes = list(encoder(FORMATS[template], vocabulary, limits, **fields).encode(samples))
+    for outcome, expected in zip(outcomes, published["rows"], strict=True):
+        if isinstance(outcome, Encoded):
+            (example,) = outcome.examples
+            assert (example.ids, labels(example)) == (expected["input_ids"], expected["labels"])
+        else:
+            assert set(expected["labels"]) == {-100}
+    assert sum(not isinstance(outcome, Encoded) for outcome in outcomes) == published["meta"]["n_without_target"]
+
+
+@pytest.mark.parametrize("vocabulary", ["llama_spm", "bloom_bpe"])
+@pytest.mark.parametrize("template", FORMATS)
 def test_bentsao_chat_templates(template: str, vocabulary: str) -> None:
     """The exported templates, with vocabularies that merge characters into words."""
     lays_out = encoder(FORMATS[template], vocabulary)
@@ -160,6 +182,26 @@ def test_disc(limit: int) -> None:
         assert batch["target_mask"][k][:length] == list(example.trained)
         learnt = [i if trained else 0 for i, trained in zip(example.ids, example.trained, strict=True)]
         assert batch["loss_labels"][k][:length] == learnt
+
+
+@pytest.mark.parametrize("limit", [1200, 300])
+def test_disc_shortened_by_the_recipes_limits(limit: int) -> None:
+    """`on_overflow: keep_first` ends where the published row has its last answer: no question stays without one."""
+    published = golden(f"disc/max{limit}.json")
+    lays_out = encoder("disc", "baichuan_spm", Limits(max_length=limit, on_overflow="keep_first"))
+    samples = [
+        Sample(tuple(Turn(m["role"], m["content"]) for m in row["conversation"]), Where("rows", line))
+        for line, row in enumerate(rows("disc/rows_00-24.jsonl"), 1)
+    ]
+    for outcome, expected in zip(lays_out.encode(samples), published["rows"], strict=True):
+        mask = expected["target_mask"]
+        end = max((i + 1 for i, target in enumerate(mask) if target), default=0)
+        if end:
+            assert isinstance(outcome, Encoded)
+            (example,) = outcome.examples
+            assert (example.ids, list(example.trained)) == (expected["input_ids"][:end], mask[:end])
+        else:
+            assert not isinstance(outcome, Encoded)
 
 
 def chat_cases() -> list[tuple[list[Turn], int, int, dict[str, Any]]]:
