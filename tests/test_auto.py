@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM
 
 from medframe import BackboneError, RecipeError
 from medframe.batch import packed, padded
@@ -185,18 +185,32 @@ def test_generation_goes_on_greedily(backbone: Auto) -> None:
     assert written[ids.shape[1] :].tolist() == logits[ids.shape[1] - 1 :].argmax(-1).tolist()
 
 
+def test_the_loss_of_a_model_that_computes_every_logit(directory: Callable[[str], Path]) -> None:
+    """Not every architecture has logits_to_keep."""
+
+    class Whole(LlamaForCausalLM):
+        def forward(self, *inputs: Any, logits_to_keep: Any = 0, **named: Any) -> Any:
+            return super().forward(*inputs, **named)
+
+    one, two = (cls.from_pretrained(directory("Llama-3")).eval() for cls in (LlamaForCausalLM, Whole))
+    with torch.no_grad():
+        losses = [float(token_loss(model, packed(_samples()))[0]) for model in (one, two)]
+    assert losses[0] == pytest.approx(losses[1], abs=1e-3)
+
+
 def test_every_kind_of_layer_takes_part_in_the_proof(directory: Callable[[str], Path]) -> None:
     """The layers that leak come late, beyond the first two."""
     config = Auto(weights=str(directory("Qwen3-Next"))).load_config()
     config.layer_types = ["full_attention"] * 3 + ["linear_attention"]  # type: ignore[attr-defined]
     config.num_hidden_layers = 4  # type: ignore[attr-defined]
-    assert "see each other" in str(leak(AutoModelForCausalLM.from_config(config)))
+    reason = leak(AutoModelForCausalLM.from_config(config))
+    assert "see each other in Qwen3NextForCausalLM" in str(reason)
 
 
 def test_a_multimodal_model_is_trained_and_asked(
-    directory: Callable[[str], Path], recipe: Path, medframe: Medframe
+    directory: Callable[[str], Path], recipe: Path, medframe: Medframe, consultations: Callable[..., Path]
 ) -> None:
-    """As MedGemma is: what is saved is proven in a fresh process, and chat answers."""
+    """As MedGemma is: what is saved is proven in a fresh process, and the model asked before and after."""
     text = recipe.read_text("utf-8").replace("chatmed}", "chat-template}")
     text = text.replace("{use: llama}", f"{{use: auto, weights: {directory('MedGemma')}}}")
     recipe.write_text(text, "utf-8")
@@ -214,6 +228,10 @@ def test_a_multimodal_model_is_trained_and_asked(
     assert "q_proj" in names
     tokenizer = Auto(weights=str(directory("MedGemma")), adapters=[str(out / "adapter")]).load_tokenizer()
     assert "<|im_start|>" in str(tokenizer.chat_template)
+    consultations([{"query": "胃疼" * 70, "response": "请做胃镜。"}] * 4)
+    long = medframe("run", recipe, "--overwrite")
+    assert long.code == 2
+    assert "more than the model's context of 128" in long.err
 
 
 class TestRefused:
