@@ -282,6 +282,12 @@ def _text_only(tokenizer: PreTrainedTokenizerBase) -> Any:
     for token in content["added_tokens"]:
         # Not every control token is declared special: Qwen's <think> is not. Words added to a vocabulary stay words.
         token["special"] = token["special"] or not token["content"][:1].isalnum()
+    # Where only a string's beginning has the dummy prefix (Llama-2 and Mistral as they load today), what follows a
+    # control token has none; and every published template of these begins with one.
+    steps = content["pre_tokenizer"] or {}
+    for step in steps.get("pretokenizers", [steps]):
+        if step.get("prepend_scheme") == "first":
+            step["prepend_scheme"] = "never"
     text_only = type(backend).from_str(json.dumps(content))
     text_only.encode_special_tokens = True
     return text_only

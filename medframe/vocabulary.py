@@ -9,6 +9,8 @@ from medframe.errors import BackboneError
 from medframe.weights import embedding_rows, locate
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
     from medframe.backbone import Backbone
 
 PADDED = 64
@@ -30,7 +32,8 @@ def check(backbone: Backbone) -> None:
                 f"backbone.adapters: {adapter} has {brought:,} rows of embeddings and is applied to {name}, which has "
                 f"{rows:,}; are the adapters in the wrong order?"
             )
-        tokens = _tokens(backbone, number)
+        tokenizer = _tokenizer(backbone, number)
+        tokens = None if tokenizer is None else len(tokenizer)
         if brought is not None and brought > rows and tokens is not None and brought != tokens:
             padded = 1 < brought - tokens < PADDED and brought % 8 == 0
             if not padded:
@@ -41,25 +44,33 @@ def check(backbone: Backbone) -> None:
         name = adapter
         if brought is not None:
             rows = brought
-        if tokens is not None and tokens > rows:
+        if tokenizer is not None and tokens is not None and _needed(tokenizer) > rows:
             raise BackboneError(
                 f"backbone.adapters: the tokenizer of {adapter} has {tokens:,} tokens, the model only {rows:,} rows "
                 f"of embeddings: {_cause(rows, tokens)}"
             )
-    if not backbone.adapters and (found := len(backbone.load_tokenizer())) > rows:
+    if not backbone.adapters and _needed(whole := backbone.load_tokenizer()) > rows:
         raise BackboneError(
-            f"backbone.tokenizer: {backbone.tokenizer_directory()} has {found:,} tokens, {name} only {rows:,} rows "
-            f"of embeddings: {_cause(rows, found)}"
+            f"backbone.tokenizer: {backbone.tokenizer_directory()} has {len(whole):,} tokens, {name} only {rows:,} "
+            f"rows of embeddings: {_cause(rows, len(whole))}"
         )
 
 
-def _tokens(backbone: Backbone, number: int) -> int | None:
-    """Tokens of the tokenizer that goes with the first `number` adapters; None where the last of them has no own."""
+def _needed(tokenizer: PreTrainedTokenizerBase) -> int:
+    """Rows that its tokens need, less control tokens that no text training writes, such as Gemma's for pictures."""
+    named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}
+    added = tokenizer.added_tokens_decoder.items()
+    unwritten = {i for i, token in added if token.special and i not in named}
+    return 1 + max(i for i in tokenizer.get_vocab().values() if i not in unwritten)
+
+
+def _tokenizer(backbone: Backbone, number: int) -> PreTrainedTokenizerBase | None:
+    """The tokenizer that goes with the first `number` adapters; None where the last of them has no own."""
     if number == len(backbone.adapters):
-        return len(backbone.load_tokenizer())
+        return backbone.load_tokenizer()
     until = replace(backbone, tokenizer=None, adapters=backbone.adapters[:number])
     own = until.tokenizer_directory() == locate(backbone.adapters[number - 1], "adapters")
-    return len(until.load_tokenizer()) if own else None
+    return until.load_tokenizer() if own else None
 
 
 def _cause(rows: int, tokens: int) -> str:

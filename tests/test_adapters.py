@@ -164,6 +164,19 @@ def test_an_adapter_for_a_grown_vocabulary_needs_the_adapter_that_grew_it(chain:
         chain.backbone(chatmed).load_model()
 
 
+def test_a_control_token_beyond_the_rows_that_no_text_writes_is_no_matter(chain: Chain) -> None:
+    """Gemma 3's tokenizer has one for pictures, which its smallest model has no row for."""
+    tokenizer = Llama(weights=str(chain.base)).load_tokenizer()
+    tokenizer.add_tokens(["<picture>"], special_tokens=True)
+    tokenizer.save_pretrained(chain.base)
+    assert Llama(weights=str(chain.base)).load_model().get_input_embeddings().weight.shape[0] == chain.rows
+    tokenizer.add_tokens(["<pad>"], special_tokens=True)
+    tokenizer.pad_token = "<pad>"  # padding is written
+    tokenizer.save_pretrained(chain.base)
+    with pytest.raises(BackboneError, match="a model whose vocabulary has grown"):
+        Llama(weights=str(chain.base)).load_model()
+
+
 def test_a_pickle_that_would_run_code_is_refused(chain: Chain) -> None:
     import pickle
 

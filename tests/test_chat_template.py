@@ -316,6 +316,27 @@ def test_a_saved_template_is_bound_alike(tmp_path: Path) -> None:
         assert again.bind(made).render(conversation) == ChatTemplate().bind(made).render(conversation)
 
 
+@pytest.mark.parametrize("legacy", [True, False])
+def test_after_a_control_token_sentencepiece_begins_as_the_tokenizer_says(legacy: bool, tmp_path: Path) -> None:
+    """Llama-2's dummy prefix follows every control token with legacy, and none without it."""
+    from transformers import LlamaTokenizer
+
+    from medframe_backbones.llama import Llama
+
+    Llama().make_tiny_tokenizer(tmp_path)
+    made = LlamaTokenizer.from_pretrained(tmp_path, legacy=legacy)
+    made.chat_template = (
+        "{% for message in messages %}{% if message.role == 'user' %}"
+        "{{ bos_token }}[INST] {{ message.content }} [/INST]{% else %} {{ message.content }} {{ eos_token }}{% endif %}"
+        "{% endfor %}"
+    )
+    lays_out = Encoder(ChatTemplate(), made)
+    for conversation in (turns("头痛三天"), turns("头痛三天", "多休息。", "还是痛")):
+        assert lays_out.example(conversation).ids == applied(made, conversation)
+    prefixed = lays_out.tokenizer.convert_ids_to_tokens(lays_out.example(turns("头痛")).ids)[1]
+    assert (prefixed == "▁") == legacy
+
+
 def test_values_of_every_kind_reach_the_template() -> None:
     said = {"name": '"李"\n医生', "deep": {"a b": [1, 2.5, None, True]}, "no": None}
     head = "{{ name }}|{{ deep['a b'] }}|{{ no is none }}"
