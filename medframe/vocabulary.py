@@ -49,7 +49,8 @@ def check(backbone: Backbone) -> None:
                 f"backbone.adapters: the tokenizer of {adapter} has {tokens:,} tokens, the model only {rows:,} rows "
                 f"of embeddings: {_cause(rows, tokens)}"
             )
-    if not backbone.adapters and _needed(whole := backbone.load_tokenizer()) > rows:
+    whole = None if backbone.adapters else _loaded(backbone)
+    if whole is not None and _needed(whole) > rows:
         raise BackboneError(
             f"backbone.tokenizer: {backbone.tokenizer_directory()} has {len(whole):,} tokens, {name} only {rows:,} "
             f"rows of embeddings: {_cause(rows, len(whole))}"
@@ -67,10 +68,18 @@ def _needed(tokenizer: PreTrainedTokenizerBase) -> int:
 def _tokenizer(backbone: Backbone, number: int) -> PreTrainedTokenizerBase | None:
     """The tokenizer that goes with the first `number` adapters; None where the last of them has no own."""
     if number == len(backbone.adapters):
-        return backbone.load_tokenizer()
+        return _loaded(backbone)
     until = replace(backbone, tokenizer=None, adapters=backbone.adapters[:number])
     own = until.tokenizer_directory() == locate(backbone.adapters[number - 1], "adapters")
-    return until.load_tokenizer() if own else None
+    return _loaded(until) if own else None
+
+
+def _loaded(backbone: Backbone) -> PreTrainedTokenizerBase | None:
+    """The tokenizer; None where there is none to compare with: who needs it is told what is wrong with it."""
+    try:
+        return backbone.load_tokenizer()
+    except BackboneError:
+        return None
 
 
 def _cause(rows: int, tokens: int) -> str:
