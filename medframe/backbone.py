@@ -79,6 +79,12 @@ class Backbone(ABC):
             return cache.made(f"tiny/{self._tiny_name()}-tokenizer", self.make_tiny_tokenizer)
         return locate(self.weights, small=True)
 
+    def adapter_directories(self) -> list[Path]:
+        """The local directories of the adapters, in order; BackboneError for one that is not there."""
+        from medframe.weights import locate
+
+        return [locate(adapter, "adapters") for adapter in self.adapters]
+
     def check_type(self, wanted: str) -> None:
         """BackboneError unless the weights' config.json is of this model type, such as llama."""
         from medframe.weights import check_type

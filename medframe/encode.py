@@ -110,7 +110,7 @@ class Encoder:
             ids = self.example([*system, *flat(rounds)]).ids
             if room is None or len(ids) <= room:
                 return ids
-            if len(rounds) == 1:
+            if len(rounds) <= 1:
                 raise PromptError(f"the question alone takes {len(ids)} tokens; there is room for {room}")
             rounds = rounds[1:]
 
@@ -154,8 +154,9 @@ class Encoder:
         notes = [note] if note else []
         refused: list[str] = []
         policy = self.limits.on_overflow
-        if policy == "windows" and len(parts) > 1:
-            policy = "drop_turns"  # every answer has a conversation of its own already
+        if len(parts) > 1:
+            # Every answer has a conversation of its own already: no other may be made of what comes before it.
+            policy = {"windows": "drop_turns", "keep_first": "skip"}.get(policy, policy)  # type: ignore[assignment]
         for turns, whole in parts:
             examples, how = self._within_limit(turns, whole, policy)
             kept += [example for example in examples if example.supervised]

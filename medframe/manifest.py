@@ -18,7 +18,7 @@ import medframe
 from medframe.backbone import Backbone
 from medframe.errors import BackboneError, RunError
 from medframe.fingerprint import format_fingerprint, tokenizer_fingerprint
-from medframe.weights import locate, pickled
+from medframe.weights import pickled
 
 if TYPE_CHECKING:
     from medframe.prepare import Prepared
@@ -73,7 +73,7 @@ def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
 
 def base(backbone: Backbone) -> dict[str, Any]:
     """What the untrained model is, by content: a fingerprint, and a digest of each tensor to name one that differs."""
-    directories = [backbone.directory(), *(locate(adapter, "adapters") for adapter in backbone.adapters)]
+    directories = [backbone.directory(), *backbone.adapter_directories()]
     tensors: dict[str, str] = {}
     configs = []
     for number, directory in enumerate(directories):

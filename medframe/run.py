@@ -219,8 +219,10 @@ def _check_same(out: Path, recipe: Recipe, description: dict[str, Any]) -> None:
         if before.get(key) != now.get(key)
     ]
     old = read_manifest(out)
-    bound = {"base": "base model", "tokenizer": "tokenizer", "prompt": "prompt format", "data": "data"}
+    bound = {"tokenizer": "tokenizer", "prompt": "prompt format", "data": "data"}
     changed += [f"the {label} has changed" for name, label in bound.items() if old[name] != description[name]]
+    if old["base"]["fingerprint"] != description["base"]["fingerprint"]:  # it may lie elsewhere by now
+        changed.append("the base model has changed")
     if changed:
         raise RunError(*(f"--resume: {out} was begun otherwise: {change}" for change in changed))
 

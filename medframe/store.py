@@ -187,8 +187,18 @@ def _key(source: Source, encoder: Encoder, content: str) -> str:
 
 
 def _code_of(cls: type) -> list[list[str]]:
-    """The class and what it inherits from, each with the content of its module."""
-    return [[base.__qualname__, _module_sha(base.__module__)] for base in cls.__mro__ if base is not object]
+    """The class and what it inherits from, each with the content of its module or, in a plugin, of its package."""
+    return [[base.__qualname__, _code_around(base.__module__)] for base in cls.__mro__ if base is not object]
+
+
+def _code_around(module: str) -> str:
+    """A digest of the modules that the one may draw on: those of its package; of the core, `_CODE` tells."""
+    top = module.partition(".")[0]
+    spec = importlib.util.find_spec(top)
+    if top == medframe.__name__ or spec is None or not spec.submodule_search_locations:
+        return _module_sha(module)
+    files = sorted(file for folder in spec.submodule_search_locations for file in Path(folder).rglob("*.py"))
+    return hashlib.sha256(b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)).hexdigest()
 
 
 def _module_sha(module: str) -> str:

@@ -85,8 +85,8 @@ def _loaded(backbone: Backbone) -> PreTrainedTokenizerBase | None:
 def _cause(rows: int, tokens: int) -> str:
     if abs(rows - tokens) == 1:
         return (
-            "one apart are Chinese-LLaMA (49,953) and Chinese-Alpaca (49,954, with a pad token); most likely this is "
-            "the tokenizer of the one and the adapter of the other"
+            "one apart are models of which one was given a pad token, such as Chinese-LLaMA (49,953) and "
+            "Chinese-Alpaca (49,954); most likely this is the tokenizer of the other"
         )
     if tokens < rows:
         return (

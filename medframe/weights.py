@@ -38,9 +38,12 @@ def locate(name: str, what: str = "weights", small: bool = False) -> Path:
     kinds = ["*.json", "*.model", "*.jinja", "*.txt"]
     try:
         found = Path(snapshot_download(name, allow_patterns=kinds))
-        for weights in () if small else ("*.safetensors", "*.bin"):
+        if not small:
+            # What is there already costs nothing; a download that was interrupted goes on. Some models bring their
+            # weights twice, once consolidated.
+            snapshot_download(name, allow_patterns=["*.safetensors"], ignore_patterns=["consolidated*"])
             if not any(found.glob("*.safetensors")):
-                snapshot_download(name, allow_patterns=[weights])
+                snapshot_download(name, allow_patterns=["*.bin"])
         return found
     except Exception as error:
         reason = str(error).partition("\n")[0]
@@ -69,6 +72,16 @@ def load(cls: type[Any], directory: Path, dtype: str, config: PretrainedConfig |
         raise BackboneError(f"backbone.weights: {directory} cannot be loaded: {reason[:300]}") from error
     if missing := sorted(report["missing_keys"]):
         raise BackboneError(f"backbone.weights: {directory} lacks {len(missing)} tensors: {_some(missing)}")
+    # A part of a module that the model has, such as a bias, would change what it computes. Whole modules beyond it,
+    # such as heads for other tasks, would not.
+    modules = {name for name, _ in model.named_modules()}
+    ignored = ("inv_freq", "masked_bias")
+    unplaced = sorted(name for name in report["unexpected_keys"] if name.rpartition(".")[0] in modules)
+    if unplaced := [name for name in unplaced if not name.endswith(ignored)]:
+        raise BackboneError(
+            f"backbone.weights: {directory} has {len(unplaced)} tensors that {cls.__name__} has no place for: "
+            f"{_some(unplaced)}; does config.json belong to these weights?"
+        )
     return model  # type: ignore[no-any-return]
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, LlamaForCausalLM
 
 from medframe import BackboneError, RecipeError
@@ -232,6 +233,23 @@ def test_a_multimodal_model_is_trained_and_asked(
     long = medframe("run", recipe, "--overwrite")
     assert long.code == 2
     assert "more than the model's context of 128" in long.err
+
+
+@pytest.mark.parametrize("family", ["Qwen3-MoE", "MedGemma", "Qwen2.5"])
+def test_every_parameter_is_trained_and_saved_under_the_published_names(
+    directory: Callable[[str], Path], recipe: Path, medframe: Medframe, family: str
+) -> None:
+    """Loaded, experts are joined and parts renamed, and a head may be tied; saved, all is as it was published."""
+    settings = ["trainer={use: full, max_steps: 1, learning_rate: 1e-3}", "compare=0", "limits.max_length=128"]
+    ended = medframe(
+        "run", recipe, f"backbone={{use: auto, weights: {directory(family)}}}", "prompt.use=chat-template", *settings
+    )
+    assert ended.code == 0, ended.err
+    before, after = (
+        {name for file in folder.glob("*.safetensors") for name in load_file(file)}
+        for folder in (directory(family), recipe.parent / "runs/here/model")
+    )
+    assert after == before
 
 
 class TestRefused:

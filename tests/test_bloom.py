@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -220,6 +221,36 @@ def test_in_bfloat16_long_samples_lose_less_than_in_transformers_bloom(pair: tup
         )
     assert ours < 0.05 * exact.abs().mean()
     assert ours < stock / 2
+
+
+def test_under_autocast_the_layers_share_one_mask() -> None:
+    """In another precision it would be cast anew in every layer, and every copy kept for the backward pass."""
+    model: Any = Bloom().load_model().train()
+    masks = set()
+
+    def kept(tensor: torch.Tensor) -> torch.Tensor:
+        if tensor.shape[-2:] == (33, 33) and not tensor.requires_grad and tensor.is_floating_point():
+            masks.add(tensor.data_ptr())
+        return tensor
+
+    ids = torch.arange(100, 133)[None]
+    with torch.autograd.graph.saved_tensors_hooks(kept, lambda tensor: tensor), torch.autocast("cpu", torch.bfloat16):
+        loss = model(ids, labels=ids).loss
+    loss.backward()
+    assert len(masks) == 1
+
+
+def test_code_beside_a_tokenizer_is_never_run(published: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    config = json.loads((published / "tokenizer_config.json").read_text("utf-8"))
+    config.pop("tokenizer_class", None)
+    config["auto_map"] = {"AutoTokenizer": ["evil.Evil", None]}
+    (published / "tokenizer_config.json").write_text(json.dumps(config), "utf-8")
+    (published / "evil.py").write_text("open('run', 'w')\nclass Evil: pass\n", "utf-8")
+    with suppress(BackboneError):
+        Bloom(weights=str(published)).load_tokenizer()
+    assert not (tmp_path / "run").exists()
 
 
 def test_attention_weights_are_refused(pair: tuple[Any, Any]) -> None:

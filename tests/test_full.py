@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Medframe
+from conftest import Consultations, Medframe
 from safetensors.torch import load_file
 
 FULL = ["trainer={use: full, learning_rate: 1e-3, max_steps: 2, save_steps: 2, max_shard_size: 1MB}", "compare=0"]
@@ -46,6 +46,28 @@ def test_chat_answers_with_a_model_and_refuses_one_that_lost_a_tensor(medframe: 
     ended = medframe("chat", out)
     assert ended.code == 2
     assert "not those that the run left" in ended.err
+
+
+def test_a_model_that_attends_sharply_is_proven_in_bfloat16(
+    medframe: Medframe, recipe: Path, consultations: Consultations, tmp_path: Path
+) -> None:
+    """Rotary angles stay in fp32 through training and saving, as they are when the model is loaded."""
+    from safetensors.torch import save_file
+
+    from medframe_backbones.llama import Llama
+
+    weights = tmp_path / "sharp"
+    weights.mkdir()
+    Llama().make_tiny_tokenizer(weights)
+    Llama().make_tiny_weights(weights)
+    tensors = load_file(weights / "model.safetensors")
+    for name in tensors:
+        if "self_attn" in name or "lm_head" in name:
+            tensors[name] *= 4  # the tiny model as it is hardly attends
+    save_file({n: t.bfloat16() for n, t in tensors.items()}, weights / "model.safetensors", metadata={"format": "pt"})
+    consultations([{"query": "头痛、发烧、咳嗽" * (20 + i), "response": "多休息。"} for i in range(6)])
+    ended = medframe("run", recipe, *FULL, f"backbone.weights={weights}")
+    assert ended.code == 0, ended.err
 
 
 @pytest.mark.parametrize("size", ["5", "5 gigabytes", "0GB", "-1MB"])

@@ -367,6 +367,24 @@ def test_a_changed_plugin_makes_a_new_store(
     assert len(stores()) == 2
 
 
+def test_a_changed_module_beside_the_plugins_own_makes_a_new_store(
+    medframe: Medframe, recipe: Path, stores: Any, distribution: Distribution
+) -> None:
+    source = SOURCE.replace("Sample((Turn", "Sample((*EARLIER, Turn")
+    site = distribution("beside", {}, ["beside.parts.hook"])
+    (site / "beside" / "parts").mkdir(parents=True)
+    (site / "beside" / "__init__.py").write_text("")
+    (site / "beside" / "parts" / "__init__.py").write_text("")
+    (site / "beside" / "parts" / "words.py").write_text("EARLIER = ()\n")
+    plugin = f"from beside.parts.words import EARLIER\n{source}{HOOK}"
+    (site / "beside" / "parts" / "hook.py").write_text(plugin, "utf-8")
+    assert medframe("check", recipe, USE_MADE).code == 0
+    assert len(stores()) == 1
+    (site / "beside" / "parts" / "words.py").write_text("EARLIER = ()  # for now\n")
+    assert medframe("check", recipe, USE_MADE).code == 0
+    assert len(stores()) == 2
+
+
 def test_a_source_that_is_no_file_is_read_anew_each_time(
     medframe: Medframe, recipe: Path, stores: Any, distribution: Distribution, monkeypatch: pytest.MonkeyPatch
 ) -> None:

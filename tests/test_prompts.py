@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -12,8 +13,8 @@ import pytest
 from conftest import Consultations, Medframe
 from jinja2.exceptions import TemplateError
 
-from medframe import Control, PromptError, PromptFormat, Span, Text, Turn
-from medframe.encode import Encoder
+from medframe import Control, PromptError, PromptFormat, Sample, Span, Text, Turn, Where
+from medframe.encode import Encoded, Encoder, Limits
 from medframe.plugins import catalog
 from medframe.testing import PromptContract
 
@@ -454,12 +455,23 @@ def test_a_control_token_typed_into_a_template_can_be_kept_text() -> None:
     assert 2 not in templated(lays_out, typed, sanitize_control_tokens=True)
 
 
-def test_no_template_where_the_tokenizer_has_no_word_for_a_role() -> None:
-    """LLaMA's tokens 195 and 196 are bytes, which no text spells."""
-    for name in ("disc", "baichuan-chat", "baichuan2-chat"):
-        lays_out = encoder(name, "llama")
-        with pytest.raises(PromptError, match=r"control token 195: this tokenizer reads '<0xC0>' as text"):
-            lays_out.prompt.chat_template(lays_out.tokenizer)
+def test_the_ids_of_baichuans_roles_are_refused_where_they_are_pieces_of_text() -> None:
+    """In LLaMA's and Qwen's vocabularies 195 and 196 are bytes."""
+    for name, backbone in product(("disc", "baichuan-chat", "baichuan2-chat"), ("llama", "auto", "bloom")):
+        with pytest.raises(PromptError, match="195 and 196 are no control tokens of this tokenizer"):
+            encoder(name, backbone)
+
+
+@pytest.mark.parametrize("policy", ["keep_first", "windows", "drop_turns", "cut"])
+def test_unrolled_and_shortened_no_answer_is_trained_twice(policy: Any) -> None:
+    turns = conversation(*(f"第{i}问，头痛怎么办呢？" if i % 2 else f"第{i}答，多喝水。" for i in range(1, 9)))
+    limits = Limits(max_length=110, on_overflow=policy)
+    limited = Encoder(prompt("bentsao-literature"), encoder("chatmed", "llama").tokenizer, limits)
+    (outcome,) = limited.encode([Sample(tuple(turns), Where("rows", 1))])
+    assert isinstance(outcome, Encoded)
+    answers = [tuple(i for i, t in zip(e.ids, e.trained, strict=True) if t) for e in outcome.examples]
+    assert len(answers) == len(set(answers))
+    assert answers
 
 
 def spoken(lays_out: PromptFormat, turns: Sequence[Turn]) -> str:

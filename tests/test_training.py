@@ -9,11 +9,14 @@ import signal
 import subprocess
 import sys
 import time
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+
+from medframe import BackboneError
 
 SMALL = [
     "backbone.weights=tiny",
@@ -313,6 +316,12 @@ def test_broken_weights_are_named(data: Path, tmp_path: Path) -> None:
     result = train(data, tmp_path / "run", f"backbone.weights={weights}")
     assert result.returncode == 2
     assert "model.layers.1.mlp.up_proj.weight" in result.stderr
+    tensors["model.layers.1.mlp.up_proj.weight"] = tensors["model.layers.1.mlp.gate_proj.weight"].clone()
+    bias, angles = "model.layers.0.self_attn.q_proj.bias", "model.layers.0.self_attn.rotary_emb.inv_freq"
+    tensors |= {bias: torch.zeros(128), angles: torch.zeros(16)}
+    save_file(tensors, weights / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(BackboneError, match=f"1 tensors that LlamaForCausalLM has no place for: {bias}"):
+        Llama(weights=str(weights)).load_model()
     (weights / "model.safetensors").write_bytes(b"\x10\x00\x00")
     result = train(data, tmp_path / "run", f"backbone.weights={weights}")
     assert result.returncode == 2
@@ -328,6 +337,34 @@ def test_training_goes_on_when_the_reader_of_its_output_leaves(data: Path, tmp_p
     line = " ".join(map(shlex.quote, command("run", "chatmed", f"data.consult.path={data}", f"out={out}", *SMALL)))
     subprocess.run(f"{line} trainer.max_steps=2 | head -1", shell=True, check=True, env={**os.environ, **ONE_THREAD})
     assert json.loads((out / "manifest.json").read_text("utf-8"))["state"] == "finished"
+
+
+def test_half_precision_that_loses_gradients_is_refused(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", "backbone.dtype=float16")
+    assert result.returncode == 2
+    assert "gradients of float16 weights vanish without loss scaling; give backbone.dtype=bfloat16" in result.stderr
+
+
+def test_a_download_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As huggingface_hub does: what lies there already is not asked for again."""
+    import huggingface_hub
+
+    from medframe.weights import locate
+
+    hub = {"config.json", "model-1.safetensors", "model-2.safetensors", "consolidated.safetensors", "pytorch_model.bin"}
+    (tmp_path / "model-1.safetensors").touch()  # all that came the first time
+
+    def snapshot_download(name: str, allow_patterns: list[str], ignore_patterns: list[str] | None = None) -> str:
+        for file in hub:
+            wanted = any(fnmatch(file, pattern) for pattern in allow_patterns)
+            if wanted and not any(fnmatch(file, pattern) for pattern in ignore_patterns or ()):
+                (tmp_path / file).touch()
+        return str(tmp_path)
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    assert locate("somebody/model") == tmp_path
+    names = {file.name for file in tmp_path.iterdir()}
+    assert names == {"config.json", "model-1.safetensors", "model-2.safetensors"}
 
 
 def test_weights_of_another_architecture_are_refused(data: Path, tmp_path: Path) -> None:

@@ -28,5 +28,19 @@ def biased(allowed: torch.Tensor, slopes: torch.Tensor, offset: int, dtype: torc
     queries, keys = allowed.shape[-2:]
     at = offset + torch.arange(queries, device=allowed.device)
     distance = torch.arange(keys, device=allowed.device) - at[:, None]
-    bias = slopes.to(allowed.device)[:, None, None] * distance
-    return bias.to(dtype).masked_fill(~allowed, torch.finfo(dtype).min)
+    # Head by head: all in fp32 at once would take several times the memory of the result, gigabytes at 8192 tokens.
+    mask = torch.empty(len(allowed), len(slopes), queries, keys, dtype=dtype, device=allowed.device)
+    for head, slope in enumerate(slopes.tolist()):
+        mask[:, head] = slope * distance
+    return mask.masked_fill_(~allowed, torch.finfo(dtype).min)
+
+
+def dtype_of(hidden: torch.Tensor) -> torch.dtype:
+    """The precision that attention computes in; under autocast it is not that of the hidden states.
+
+    A mask in another one would be cast anew in every layer, and each copy kept for the backward pass.
+    """
+    import torch
+
+    device = hidden.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else hidden.dtype

@@ -30,7 +30,11 @@ class Auto(Backbone):
     """The token that pads, by its text; null: the tokenizer's own, else one that is there for it or unused."""
 
     lora_targets: ClassVar[tuple[str, ...]] = ("all-linear",)
-    tiny_from: ClassVar[str | None] = "medframe_backbones.tiny_qwen"
+    tiny_from: ClassVar[tuple[str, ...]] = (
+        "medframe_backbones.tiny",
+        "medframe_backbones.tiny_bpe",
+        "medframe_backbones.tiny_qwen",
+    )
 
     def load_config(self) -> PretrainedConfig:
         from transformers import CONFIG_MAPPING

@@ -46,7 +46,7 @@ class Bloom(Backbone):
         directory = self.tokenizer_directory()
         _check_class(directory)
         try:
-            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True)
+            tokenizer = AutoTokenizer.from_pretrained(directory, local_files_only=True, trust_remote_code=False)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise BackboneError(f"backbone.tokenizer: {directory} cannot be loaded: {reason}") from error

@@ -17,7 +17,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.bloom import modeling_bloom as stock
 from transformers.utils.generic import can_return_tuple
 
-from medframe_backbones.alibi import biased, slopes
+from medframe_backbones.alibi import biased, dtype_of, slopes
 
 
 class BloomAttention(stock.BloomAttention):
@@ -96,18 +96,19 @@ class BloomModel(stock.BloomModel):
             allowed = allowed == 0
         offset = past_key_values.get_seq_length() if past_key_values is not None else 0
         hidden = self.word_embeddings_layernorm(inputs_embeds)
-        mask = biased(allowed, torch.tensor(slopes(self.num_heads)), offset, hidden.dtype)
-        seen = [hidden]
-        for block in self.h:
-            hidden, _attentions = block(hidden, alibi=None, attention_mask=mask, layer_past=past_key_values)
-            seen.append(hidden)
-        hidden = seen[-1] = self.ln_f(hidden)
+        mask = biased(allowed, torch.tensor(slopes(self.num_heads)), offset, dtype_of(hidden))
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
+        seen = []
+        for block in self.h:
+            if output_hidden_states:
+                seen.append(hidden)
+            hidden, _attentions = block(hidden, alibi=None, attention_mask=mask, layer_past=past_key_values)
+        hidden = self.ln_f(hidden)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden,
             past_key_values=past_key_values,
-            hidden_states=tuple(seen) if output_hidden_states else None,
+            hidden_states=(*seen, hidden) if output_hidden_states else None,
         )
 
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
 
-from medframe import Control, PromptFormat, Span, Text, Turn
+from medframe import Control, PromptError, PromptFormat, Span, Text, Turn
 from medframe_prompts import jinja
 from medframe_prompts.turns import check_rounds, up_to_each_answer
 
@@ -26,6 +26,11 @@ class BaichuanChat(PromptFormat):
     """
 
     multi_turn: ClassVar[bool] = True
+
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The format itself; PromptError unless the tokenizer has control tokens for the roles."""
+        _check_roles(tokenizer)
+        return self
 
     def render(self, turns: Sequence[Turn]) -> list[Span]:
         check_rounds(turns)
@@ -79,6 +84,11 @@ class Baichuan2Chat(PromptFormat):
     system = "optional"
     multi_turn: ClassVar[bool] = True
 
+    def bind(self, tokenizer: PreTrainedTokenizerBase) -> Self:
+        """The format itself; PromptError unless the tokenizer has control tokens for the roles."""
+        _check_roles(tokenizer)
+        return self
+
     def unroll(self, turns: Sequence[Turn]) -> list[Sequence[Turn]]:
         return [turns] if self.history_eos or self.train_turns == "last" else up_to_each_answer(turns)
 
@@ -106,6 +116,14 @@ class Baichuan2Chat(PromptFormat):
             jinja.emit('messages[0]["content"]'),
             "{%- endif -%}",
             _body(tokenizer, end),
+        )
+
+
+def _check_roles(tokenizer: PreTrainedTokenizerBase) -> None:
+    # In another vocabulary the two ids are ordinary pieces, which a text may hold.
+    if not {USER, ASSISTANT} <= set(tokenizer.all_special_ids):
+        raise PromptError(
+            f"{USER} and {ASSISTANT} are no control tokens of this tokenizer: the format is for the backbone baichuan"
         )
 
 

@@ -40,8 +40,10 @@ class Full(Settings):
 
         set_seed(job.seed)
         model: Any = job.load_model()
-        dtype = next(model.parameters()).dtype
-        model.float()
+        # Parameters alone: buffers such as the angles of rotary positions keep the precision they are made in.
+        dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        for parameter in model.parameters():
+            parameter.data = parameter.data.float()
         start = {name: _mark(parameter) for name, parameter in model.named_parameters()}
 
         def prove(folder: Path) -> None:
@@ -53,7 +55,8 @@ class Full(Settings):
                 "trainer: no parameter has changed: nothing was learnt. The first step of a warm-up has a learning "
                 "rate of 0: take more steps"
             )
-        model.to(dtype)
+        for name, parameter in model.named_parameters():
+            parameter.data = parameter.data.to(dtypes[name])
         with job.saving("model") as folder:
             model.save_pretrained(str(folder), max_shard_size=self.max_shard_size)
             job.tokenizer.save_pretrained(str(folder))
@@ -61,18 +64,22 @@ class Full(Settings):
         job.finish(model)
 
 
-def _mark(parameter: torch.Tensor) -> tuple[float, ...]:
-    """What changes when the tensor does: a copy of a 13-billion-parameter model would not fit beside it."""
+def _mark(parameter: torch.Tensor) -> int:
+    """A checksum of the fp32 tensor: a copy of a 13-billion-parameter model would not fit beside it."""
     import torch
 
-    content = parameter.detach()
-    return float(content.sum(dtype=torch.float64)), float(torch.linalg.vector_norm(content, dtype=torch.float64))
+    # Of integers, a sum is the same in whatever order a device adds them up.
+    return int(parameter.detach().view(torch.int32).sum(dtype=torch.int64))
 
 
 def _prove(job: Job, model: Any, folder: Path) -> None:
     """Every tensor of the model, less those tied to another, must be in the folder as it is; else ProofError."""
+    from transformers.core_model_loading import revert_weight_conversion
+
     tied = set(model.all_tied_weights_keys)
     live = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
+    # transformers joins the experts of a mixture, or renames parts, when it loads; and undoes that when it saves.
+    live = revert_weight_conversion(model, live)
     index = folder / "model.safetensors.index.json"
     if not index.is_file():
         job.prove(live, folder / "model.safetensors")

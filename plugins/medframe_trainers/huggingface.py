@@ -1,4 +1,4 @@
-"""A run of the Hugging Face Trainer on medframe's micro-batches; what `lora` and later trainers share."""
+"""A run of the Hugging Face Trainer on medframe's micro-batches; what `lora` and `full` share."""
 
 from __future__ import annotations
 

@@ -46,7 +46,9 @@ class Lora(Settings):
         from medframe_trainers.huggingface import fit
 
         set_seed(job.seed)
-        model = self._adapted(job.load_model(), job.backbone.lora_targets)
+        base = job.load_model()
+        self.check_precision(base)
+        model = self._adapted(base, job.backbone.lora_targets)
         if self.gradient_checkpointing:
             model.enable_input_require_grads()
         # Left to itself, peft saves the whole embeddings, trained or not, where an adapter below has grown them.

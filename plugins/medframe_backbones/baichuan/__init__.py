@@ -66,8 +66,8 @@ class Baichuan(Backbone):
 
         config: Any = self.load_config()
         if config.head == "norm":
-            for adapter in self.adapters:
-                _check_head(Path(adapter) / "adapter_config.json")
+            for adapter in self.adapter_directories():
+                _check_head(adapter / "adapter_config.json")
         return self.read(BaichuanForCausalLM, config)
 
     def make_tiny_tokenizer(self, directory: Path) -> None:

@@ -51,7 +51,7 @@ class BaichuanConfig(PretrainedConfig):
         if self.positions is None:
             self.positions = "rope" if self._has_rope() else "alibi"
         if self.head is None:
-            self.head = "norm" if self.vocab_size == NORM_HEAD_VOCABULARY else "linear"
+            self.head = "norm" if self.vocab_size >= NORM_HEAD_VOCABULARY else "linear"
         if self.positions == "rope":
             self.max_position_embeddings = self.max_position_embeddings or self.model_max_length or CONTEXT
         else:

@@ -82,7 +82,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
         )
         rotation = None
         if self.rotary_emb is None:
-            mask = self._biased(mask, past, hidden.dtype)
+            mask = self._biased(mask, past, alibi.dtype_of(hidden))
         else:
             # In fp32, as Baichuan2 has it: far positions lose their angles in bfloat16.
             rotation = self.rotary_emb(hidden.float(), position_ids)
