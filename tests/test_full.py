@@ -66,7 +66,7 @@ def test_a_model_that_attends_sharply_is_proven_in_bfloat16(
             tensors[name] *= 4  # the tiny model as it is hardly attends
     save_file({n: t.bfloat16() for n, t in tensors.items()}, weights / "model.safetensors", metadata={"format": "pt"})
     consultations([{"query": "头痛、发烧、咳嗽" * (20 + i), "response": "多休息。"} for i in range(6)])
-    ended = medframe("run", recipe, *FULL, f"backbone.weights={weights}")
+    ended = medframe("run", recipe, *FULL, f"backbone.weights={weights}", "backbone.dtype=bfloat16")
     assert ended.code == 0, ended.err
 
 
