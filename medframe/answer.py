@@ -7,7 +7,8 @@ from threading import Thread
 from typing import TYPE_CHECKING, Any
 
 from medframe.dataset import Turn
-from medframe.encode import Encoder, resolve
+from medframe.encode import Encoder
+from medframe.tokens import resolve
 
 if TYPE_CHECKING:
     pass

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from medframe.dataset import Turn
-from medframe.encode import Encoder, resolve
+from medframe.encode import Encoder
 from medframe.errors import PromptError
 from medframe.prompt import PromptFormat, Span, Text
+from medframe.tokens import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -13,12 +13,13 @@ import pytest
 from jinja2.exceptions import TemplateError
 
 from medframe.dataset import Role, Turn
-from medframe.encode import Encoder, resolve
+from medframe.encode import Encoder
 from medframe.errors import PromptError
 from medframe.fingerprint import format_fingerprint
 from medframe.plugins import Kind, catalog
 from medframe.prompt import Control, PromptFormat, Text
 from medframe.testing.component import ComponentContract
+from medframe.tokens import resolve
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
