@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from medframe.dataset import Turn
 from medframe.encode import Encoder
+from medframe.errors import PromptError
 from medframe.tokens import resolve
 
 if TYPE_CHECKING:
@@ -32,7 +33,11 @@ class Answerer:
 
         Closing the iterator early ends the generation.
         """
-        context = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        config = self.model.config.get_text_config()
+        # ALiBi could go on, and would fill the memory; Baichuan's own chat keeps to the length it was trained with.
+        context = getattr(config, "max_position_embeddings", None) or getattr(config, "model_max_length", None)
+        if context and context <= max_new_tokens:
+            raise PromptError(f"{max_new_tokens} new tokens leave no room in the model's context of {context}")
         ids = self.encoder.question(turns, context - max_new_tokens if context else None)
         yield from self.continued(ids, max_new_tokens)
 

@@ -73,7 +73,7 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
         report.notes += ledger.summary()[1:]
         report.sources.append(ledger.to_json())
     report.notes += _imitations(recipe)
-    if local:
+    if weights != "tiny":
         _note(report, lambda: check_context(recipe, prepared))
     _measure(report, recipe, prepared)
     return report

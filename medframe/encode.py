@@ -117,12 +117,12 @@ class Encoder:
     def _chunk(self, chunk: list[Sample | BadRow]) -> Iterator[Encoded | Unlearnable | BadRow]:
         results: list[Encoded | Unlearnable | BadRow | None] = []
         spans: list[list[Span]] = []
-        readable: list[tuple[int, Sample, list[Sequence[Turn]]]] = []
+        readable: list[tuple[int, Sample, str | None, list[Sequence[Turn]]]] = []
         for item in chunk:
             if isinstance(item, BadRow):
                 results.append(item)
                 continue
-            sample = _ending_in_an_answer(item)
+            sample, note = _answered(item)
             try:
                 if sample is None:
                     raise PromptError("no answer")
@@ -132,12 +132,10 @@ class Encoder:
                 results.append(Unlearnable(item.where, str(error)))
                 continue
             spans += rendered
-            readable.append((len(results), sample, parts))
+            readable.append((len(results), sample, note, parts))
             results.append(None)
         encoded = iter(self._examples(spans))
-        for index, sample, parts in readable:
-            left_out = chunk[index].turns[len(sample.turns) :]  # type: ignore[union-attr]
-            note = f"{len(left_out)} closing turn(s) without an answer left out" if left_out else None
+        for index, sample, note, parts in readable:
             results[index] = self._fitted(sample, list(zip(parts, encoded, strict=False)), note)
         for result in results:
             assert result is not None
@@ -269,12 +267,23 @@ class Encoder:
         return self._controls[token]
 
 
-def _ending_in_an_answer(sample: Sample) -> Sample | None:
-    """The sample up to its last turn of the assistant that says something; None when there is none."""
+def _answered(sample: Sample) -> tuple[Sample | None, str | None]:
+    """The sample less what is asked and not answered, and what that is, in words; None when nothing is answered.
+
+    An empty answer would be learnt as an answer.
+    """
     turns = sample.turns
     end = len(turns)
     while end and (turns[end - 1].role != "assistant" or not turns[end - 1].text.strip()):
         end -= 1
     if end == 0:
-        return None
-    return sample if end == len(turns) else replace(sample, turns=turns[:end])
+        return None, None
+    notes = [f"{len(turns) - end} closing turn(s) without an answer left out"] if end < len(turns) else []
+    system, rounds = rounds_of(turns[:end])
+    said = [[turn for turn in round_ if turn.role != "assistant" or turn.text.strip()] for round_ in rounds]
+    kept = [now for was, now in zip(rounds, said, strict=True) if len(now) == len(was) or now[1:]]
+    if changed := sum(len(now) < len(was) for was, now in zip(rounds, said, strict=True)):
+        notes.append(f"{changed} round(s) with an empty answer left out")
+    if not notes:
+        return sample, None
+    return replace(sample, turns=(*system, *flat(kept))), "; ".join(notes)

@@ -23,8 +23,7 @@ def text_only(tokenizer: PreTrainedTokenizerBase) -> Any:
     # A file may say that texts are cut or padded, as save_pretrained writes it after such a call.
     content["truncation"] = content["padding"] = None
     for token in content["added_tokens"]:
-        # Not every control token is declared special: Qwen's <think> is not. Words added to a vocabulary stay words.
-        token["special"] = token["special"] or not token["content"][:1].isalnum()
+        token["special"] = is_control(token["content"], token["special"])
     # Where only a string's beginning has the dummy prefix (Llama-2 and Mistral as they load today), what follows a
     # control token has none; and every published template of these begins with one.
     steps = content["pre_tokenizer"] or {}
@@ -34,6 +33,17 @@ def text_only(tokenizer: PreTrainedTokenizerBase) -> Any:
     text_only = type(backend).from_str(json.dumps(content))
     text_only.encode_special_tokens = True
     return text_only
+
+
+def is_control(content: str, special: bool) -> bool:
+    """Whether an added token is a control token: Qwen's <think> is, though not declared so; an added word is not."""
+    return special or not content[:1].isalnum()
+
+
+def control_ids(tokenizer: PreTrainedTokenizerBase) -> set[int]:
+    """The ids that no text becomes."""
+    added = tokenizer.added_tokens_decoder.items()
+    return {i for i, token in added if is_control(token.content, token.special)}
 
 
 def resolve(token: str | int, tokenizer: PreTrainedTokenizerBase) -> list[int]:

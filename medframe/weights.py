@@ -88,9 +88,11 @@ def load(cls: type[Any], directory: Path, dtype: str, config: PretrainedConfig |
 def check_type(directory: Path, wanted: str) -> None:
     """BackboneError when the directory's config.json is of another kind of model."""
     try:
-        found = json.loads((directory / "config.json").read_text("utf-8")).get("model_type", wanted)
+        found = json.loads((directory / "config.json").read_text("utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
         raise BackboneError(f"backbone.weights: {directory / 'config.json'} cannot be read: {error}") from None
+    if found is None:
+        raise BackboneError(f"backbone.weights: {directory / 'config.json'} names no model_type, {wanted} is expected")
     if found != wanted:
         raise BackboneError(f"backbone.weights: {directory} holds a {found} model, this backbone is for {wanted}")
 

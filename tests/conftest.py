@@ -13,6 +13,8 @@ from typing import NamedTuple
 import pytest
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub
+# Two processes share the cores: more threads than cores make tiny models many times slower. Before torch is imported.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 from medframe.cli import main
 from medframe.plugins import catalog

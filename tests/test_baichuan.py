@@ -479,6 +479,13 @@ def test_lora_on_a_normalised_head_is_not_merged(directories: Any, tmp_path: Pat
             Baichuan(weights=weights, adapters=[str(tmp_path / "adapter")]).load_model()
 
 
+def test_a_saved_model_keeps_its_positions_and_head(tmp_path: Path) -> None:
+    Baichuan().load_model().save_pretrained(tmp_path)
+    for name, value in (("positions", "rope"), ("head", "norm")):
+        with pytest.raises(BackboneError, match=f"it was saved with {name}: .*, the recipe says {value}"):
+            Baichuan(weights=str(tmp_path), **{name: value}).load_config()
+
+
 def test_alibi_goes_on_beyond_its_training_and_rope_does_not(
     directories: Any, medframe: Medframe, recipe: Path
 ) -> None:

@@ -268,7 +268,7 @@ def test_held_out_questions_that_are_also_asked_in_training_are_counted(
     consultations([{"query": "头痛怎么办", "response": f"休息{i}天"} for i in range(9)])
     found = report(medframe("check", recipe, "held_out.rows=3", "--json"))
     assert any("3 held-out questions are also asked in training" in note for note in found["notes"])
-    consultations([{"query": f"{'头' * i}痛怎么办", "response": "休息"} for i in range(9)])
+    consultations([{"query": f"{'头' * i}痛怎么办", "response": f"休息{i}天"} for i in range(9)])
     assert report(medframe("check", recipe, "held_out.rows=3", "--json"))["notes"] == []
     consultations([{"query": "头头痛怎么办", "response": "别的"}, {"query": "新的", "response": "别的"}], "apart.jsonl")
     found = report(medframe("check", recipe, "held_out={use: chatmed-consult, path: apart.jsonl}", "--json"))
@@ -414,6 +414,31 @@ def test_a_long_conversation_is_skipped_whole(medframe: Medframe, talks: Any) ->
     samples, told = talks(medframe, [THREE, THREE[:2]], "limits.max_length=40", "limits.on_overflow=skip")
     assert [len(sample["input_ids"]) for sample in samples] == [1 + ROUND]
     assert "46 tokens, more than 40" in told
+
+
+def test_a_round_with_an_empty_answer_is_left_out_and_told(medframe: Medframe, talks: Any) -> None:
+    """Learnt, it would teach the model to say nothing."""
+    (expected,), _ = talks(medframe, [THREE[2:]])
+    for nothing in ("", " \n"):
+        (sample,), _ = talks(medframe, [[THREE[0], {"assistant": nothing}, *THREE[2:]]])
+        assert sample["input_ids"] == expected["input_ids"]
+        assert sample["shortened"] == "1 round(s) with an empty answer left out"
+    (sample,), _ = talks(medframe, [[*THREE[:2], {"assistant": ""}, *THREE[2:], {"user": "还有呢"}]])
+    (whole,), _ = talks(medframe, [THREE])
+    assert sample["input_ids"] == whole["input_ids"]
+    assert sample["shortened"] == (
+        "1 closing turn(s) without an answer left out; 1 round(s) with an empty answer left out"
+    )
+
+
+def test_control_tokens_are_marked_and_typed_ones_are_not(
+    medframe: Medframe, recipe: Path, consultations: Consultations
+) -> None:
+    consultations([{"query": "<|im_end|><|im_start|><think>头痛", "response": "休息</think>"}] * 2)
+    shown_as = medframe("preview", recipe, "backbone.use=auto", "prompt.use=chat-template", "-n", 1).out
+    assert "⟨<|im_start|>⟩user\n<|im_end|><|im_start|><think>头痛⟨<|im_end|>⟩" in shown_as
+    assert "⟨<think>⟩" in shown_as
+    assert "休息</think>⟨<|im_end|>⟩" in shown_as
 
 
 def test_as_disc_published_the_closing_turns_that_do_not_fit_are_dropped(medframe: Medframe, talks: Any) -> None:

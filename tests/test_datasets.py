@@ -689,6 +689,16 @@ class TestAlpaca(DatasetContract):
     optional: ClassVar = ["input", "system"]
 
 
+class TestAlpacaWithoutInstructions(DatasetContract):
+    component = "alpaca"
+    rows: ClassVar = [{"instruction": "", "input": "胃疼怎么办？", "output": "请先做胃镜。"}]
+    turns: ClassVar = [[("user", "胃疼怎么办？"), ("assistant", "请先做胃镜。")]]
+    optional: ClassVar = ["input"]
+
+    # That of the component is tried above.
+    test_bundled_sample_is_whole = None
+
+
 class TestAlpacaByOtherFields(DatasetContract):
     component = "alpaca"
     fields: ClassVar = {"instruction": "问", "input": "补充", "output": "答", "history": "前文"}

@@ -230,6 +230,11 @@ def test_the_published_profile_trains_on_real_rows_and_chat_answers(tmp_path: Pa
     assert chat(out).returncode == 0
 
 
+def test_chat_says_when_the_answer_would_leave_no_room_for_a_question(finished: tuple[Path, str]) -> None:
+    result = chat(finished[0], "--max-new-tokens", 5000)
+    assert "5000 new tokens leave no room in the model's context of 2048" in result.stdout + result.stderr
+
+
 def test_chat_goes_on_after_bytes_that_are_no_text(finished: tuple[Path, str]) -> None:
     line = [sys.executable, "-m", "medframe", "chat", str(finished[0]), "--max-new-tokens", "8"]
     result = subprocess.run(line, input=b"\xff\xfe\n\xe5\xa4\xb4\xe7\x97\x9b\n", capture_output=True)

@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from medframe import BackboneError
+from medframe_backbones.llama import Llama
 
 SMALL = [
     "backbone.weights=tiny",
@@ -303,8 +304,6 @@ def test_wrong_modules_are_named(data: Path, tmp_path: Path) -> None:
 
 
 def test_broken_weights_are_named(data: Path, tmp_path: Path) -> None:
-    from medframe_backbones.llama import Llama
-
     weights = tmp_path / "llama"
     weights.mkdir()
     tiny = Llama()
@@ -339,6 +338,12 @@ def test_training_goes_on_when_the_reader_of_its_output_leaves(data: Path, tmp_p
     assert json.loads((out / "manifest.json").read_text("utf-8"))["state"] == "finished"
 
 
+def test_a_directory_that_does_not_say_what_model_it_holds_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}", "utf-8")
+    with pytest.raises(BackboneError, match="names no model_type, llama is expected"):
+        Llama(weights=str(tmp_path)).load_config()
+
+
 def test_half_precision_that_loses_gradients_is_refused(data: Path, tmp_path: Path) -> None:
     result = train(data, tmp_path / "run", "backbone.dtype=float16")
     assert result.returncode == 2
@@ -368,8 +373,6 @@ def test_a_download_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: py
 
 
 def test_weights_of_another_architecture_are_refused(data: Path, tmp_path: Path) -> None:
-    from medframe_backbones.llama import Llama
-
     weights = tmp_path / "qwen"
     weights.mkdir()
     Llama().make_tiny_tokenizer(weights)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from medframe.tokens import control_ids
+
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
@@ -90,7 +92,7 @@ def _show(item: dict[str, Any], tokenizer: PreTrainedTokenizerBase) -> None:
     click.secho(f"{item['id']}: {len(ids)} tokens, {supervised} supervised", bold=True)
     if item["shortened"]:
         click.secho(f"shortened: {item['shortened']}", fg="yellow")
-    special = set(tokenizer.all_special_ids)
+    special = {*tokenizer.all_special_ids, *control_ids(tokenizer)}
     start = 0
     while start < len(ids):
         trained, control = labels[start] != -100, ids[start] in special

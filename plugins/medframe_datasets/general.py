@@ -110,7 +110,7 @@ class Instructions(DatasetSource):
         more = row.text(self.input) if self.input in row.value else ""
         if more and self.on_input == "refuse":
             raise DataError(f"field {self.input!r} is not empty; on_input: append puts it after the instruction")
-        return f"{instruction}\n{more}" if more else instruction
+        return f"{instruction}\n{more}" if instruction and more else instruction or more
 
     def sample(self, row: Row) -> Sample:
         turns = (Turn("user", self.question(row)), Turn("assistant", row.text(self.output)))

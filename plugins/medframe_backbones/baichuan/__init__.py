@@ -41,6 +41,9 @@ class Baichuan(Backbone):
         chosen = {"positions": self.positions, "head": self.head, "alibi": self.alibi}
         try:
             raw, _ = PretrainedConfig.get_config_dict(directory, local_files_only=True)
+            for name in ("positions", "head"):
+                if chosen[name] != "auto" and raw.get(name, chosen[name]) != chosen[name]:
+                    raise ValueError(f"it was saved with {name}: {raw[name]}, the recipe says {chosen[name]}")
             return BaichuanConfig.from_dict(raw | {name: value for name, value in chosen.items() if value != "auto"})
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
