@@ -16,7 +16,7 @@ def card(recipe: Recipe, manifest: Mapping[str, Any], ledgers: Sequence[Ledger])
     losses = result["held_out_loss"]
     lines = [
         "---",
-        "library_name: peft",
+        f"library_name: {'peft' if (recipe.out / 'adapter').is_dir() else 'transformers'}",
         "language: zh",
         "tags: [medframe, medical]",
         "---",

@@ -22,6 +22,7 @@ def test_the_model_is_saved_in_shards_and_in_the_precision_it_was_loaded_in(
     ended = medframe("run", recipe, *FULL, f"backbone.dtype={dtype}")
     assert ended.code == 0, ended.err
     model = recipe.parent / "runs/here/model"
+    assert "library_name: transformers\n" in (model.parent / "README.md").read_text("utf-8")
     shards = sorted(model.glob("*.safetensors"))
     assert len(shards) > 1
     assert {str(t.dtype) for shard in shards for t in load_file(shard).values()} == {f"torch.{dtype}"}
