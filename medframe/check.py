@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medframe import vocabulary
+from medframe import manifest, vocabulary
 from medframe.batch import Batches
 from medframe.compose import Composed
 from medframe.dataset import BadRow
@@ -58,6 +58,7 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     local = Path(weights).is_dir()
     if local:
         _note(report, lambda: vocabulary.check(recipe.backbone))
+        _note(report, lambda: manifest.check_adapters(recipe.backbone))
     elif weights != "tiny" and not re.fullmatch(HUB_ID, weights):
         _note(report, recipe.backbone.directory)
     # Every row is read here: one that would stop the run is one problem among others.

@@ -9,7 +9,7 @@ import platform
 import struct
 import subprocess
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -82,6 +82,22 @@ def base(backbone: Backbone) -> dict[str, Any]:
         configs.append(_config(directory))
     whole = hashlib.sha256(json.dumps([sorted(tensors.items()), configs], sort_keys=True).encode()).hexdigest()
     return {"weights": str(directories[0]), "fingerprint": whole, "tensors": dict(sorted(tensors.items()))}
+
+
+def check_adapters(backbone: Backbone) -> None:
+    """RunError for an adapter that a run trained on something else than what it is applied to here."""
+    for number, directory in enumerate(backbone.adapter_directories()):
+        try:
+            trained_on = json.loads((directory.parent / "manifest.json").read_text("utf-8"))["base"]
+            expected, name = trained_on["fingerprint"], trained_on["weights"]
+        except (OSError, ValueError, KeyError, TypeError):
+            continue  # not of a run: what it was trained on is not recorded
+        found = base(replace(backbone, adapters=backbone.adapters[:number]))["fingerprint"]
+        if found != expected:
+            raise RunError(
+                f"backbone.adapters: {directory} was trained on {name}, fingerprint {_short(expected)}; here it would "
+                f"be applied to one of fingerprint {_short(found)}"
+            )
 
 
 def check(manifest: Mapping[str, Any], backbone: Backbone, encoder_tokenizer: Any, prompt: PromptFormat) -> None:

@@ -236,7 +236,10 @@ class _Builder:
                 else:
                     base = OmegaConf.merge(base, {name: value})
             except (OmegaConfBaseException, ValueError, TypeError) as error:
-                self._problem(key, f"{str(error).partition(chr(10))[0]} ({types[name]})")
+                said = str(error).partition("\n")[0]
+                if types[name].startswith("list[") and isinstance(value, str):
+                    said = f"must be a list: [{value}]"
+                self._problem(key, f"{said} ({types[name]})")
         if path or cls is Frame:
             self._store(path, OmegaConf.to_container(base, resolve=False, throw_on_missing=False))
         if len(self.problems) > before:

@@ -58,6 +58,7 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
     if dropped := prepared.train.dropped():
         say(f"WARNING batching.map_batch: {dropped:,} tokens are dropped from every epoch, as published")
     check_context(recipe, prepared)
+    manifests.check_adapters(recipe.backbone)
     description = manifests.describe(recipe, prepared)
     description["prompt"]["chat_template"] = _give_chat_template(prepared, say)
     with _locked(out):

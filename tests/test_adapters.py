@@ -192,6 +192,10 @@ def test_a_pickle_that_would_run_code_is_refused(chain: Chain) -> None:
 def test_a_run_on_grown_adapters_is_proven_and_answers(medframe: Medframe, recipe: Path, chain: Chain) -> None:
     adapters = f"backbone.adapters=[{chain.llama_plus},{chain.alpaca_plus}]"
     fields = [f"backbone.weights={chain.base}", adapters, "trainer.max_steps=2", "compare=1"]
+    merged = chain.base.parent / "merged"
+    grown = chain.backbone(chain.llama_plus, chain.alpaca_plus)
+    grown.load_model().float().save_pretrained(merged)
+    grown.load_tokenizer().save_pretrained(merged)
     ended = medframe("run", recipe, *fields)
     assert ended.code == 0, ended.err
     out = recipe.parent / "runs/here"
@@ -199,3 +203,17 @@ def test_a_run_on_grown_adapters_is_proven_and_answers(medframe: Medframe, recip
     assert medframe("check", recipe, *fields, "out=other").code == 0
     wrong = medframe("check", recipe, *fields[:1], f"backbone.adapters=[{chain.alpaca_plus},{chain.llama_plus}]")
     assert "wrong order" in wrong.out + wrong.err
+    trained = str(out / "adapter")
+    whole = f"backbone.adapters=[{chain.llama_plus},{chain.alpaca_plus},{trained}]"
+    assert medframe("check", recipe, fields[0], whole, "out=other").code == 0
+    # Without the adapters that it was trained on, the shapes would fit, and the answers would be nonsense.
+    for verb in ("check", "run"):
+        alone = medframe(verb, recipe, f"backbone.adapters=[{trained}]", f"backbone.weights={merged}", "out=other")
+        assert alone.code == 2
+        assert f"{trained} was trained on {chain.base}, fingerprint" in alone.out + alone.err
+
+
+def test_one_adapter_without_brackets_is_told(medframe: Medframe, recipe: Path) -> None:
+    ended = medframe("check", recipe, "backbone.adapters=runs/a/adapter")
+    assert ended.code == 2
+    assert "command line: backbone.adapters: must be a list: [" in ended.out + ended.err

@@ -423,7 +423,7 @@ BAD = {
     "one-of-each": (FOR + "{{ message.content.removesuffix(' ').removesuffix('\n') }}" + END, "white"),
     "raises": (FOR + "{{ raise_exception('周一不行') }}" + END, r"refuses user, assistant: 周一不行"),
     "breaks": (FOR + "{{ message.nothing.at.all }}" + END, "has no attribute"),
-    "no-jinja": ("{% for message in messages %}", r"refuses .*endfor"),
+    "no-jinja": ("{% for message in messages %}", r"no valid Jinja: .*endfor.*line 1"),
     "asks-otherwise": (
         FOR + "{{ message.role }}\n{{ message.content }}" + END.replace("<|im_start|>", "<|im_start|>doctor\n"),
         r"'assistant\\n', asked 'doctor\\n'",

@@ -71,11 +71,15 @@ class Template:
         return self._layouts[roles]
 
     def _write(self, roles: tuple[str, ...], texts: Sequence[str]) -> str:
+        from jinja2 import TemplateSyntaxError
+
         messages = [{"role": role, "content": text} for role, text in zip(roles, texts, strict=True)]
         try:
             written = self._tokenizer.apply_chat_template(
                 messages, chat_template=self.source, tokenize=False, add_generation_prompt=roles[-1] == "user"
             )
+        except TemplateSyntaxError as error:
+            raise PromptError(f"the chat template is no valid Jinja: {error.message}, line {error.lineno}") from error
         except Exception as error:  # a template is a program: it may raise anything
             reason = " ".join(str(error).split())[:300]
             raise PromptError(f"the chat template refuses {', '.join(roles)}: {reason}") from error
