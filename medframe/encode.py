@@ -148,6 +148,9 @@ class Encoder:
         supervised = sum(whole.supervised for _, whole in parts)
         if not supervised:
             return Unlearnable(sample.where, "no supervised token")
+        longest = self.limits.max_length
+        if len(parts) == 1 and (longest is None or len(parts[0][1].ids) <= longest):
+            return Encoded(sample.where, (parts[0][1],), note)  # as nearly all are
         kept: list[Example] = []
         notes = [note] if note else []
         refused: list[str] = []
@@ -273,6 +276,8 @@ def _answered(sample: Sample) -> tuple[Sample | None, str | None]:
     An empty answer would be learnt as an answer.
     """
     turns = sample.turns
+    if turns and turns[-1].role == "assistant" and all(t.text.strip() for t in turns if t.role == "assistant"):
+        return sample, None  # as nearly all are
     end = len(turns)
     while end and (turns[end - 1].role != "assistant" or not turns[end - 1].text.strip()):
         end -= 1

@@ -73,16 +73,17 @@ class Ledger:
     def _keep(self, outcome: Encoded) -> None:
         self.rows += 1
         self.examples += len(outcome.examples)
-        self.tokens += sum(len(example.ids) for example in outcome.examples)
-        self.supervised += sum(example.supervised for example in outcome.examples)
+        for example in outcome.examples:
+            self.tokens += len(example.ids)
+            self.supervised += example.supervised
         self.repeated += outcome.repeats
         self.lost += outcome.lost
         if outcome.shortened:
             self.shortened += 1
         else:
             self.kept += 1
-        notes = [note for note in (outcome.shortened, REPEATS if outcome.repeats else None) if note]
-        if notes:
+        if outcome.shortened or outcome.repeats:
+            notes = [note for note in (outcome.shortened, REPEATS if outcome.repeats else None) if note]
             fate: Literal["kept", "shortened"] = "shortened" if outcome.shortened else "kept"
             where = outcome.where
             entry = Entry(where.file, where.line, fate, "; ".join(notes), where.element, lost=outcome.lost)

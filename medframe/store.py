@@ -155,7 +155,7 @@ def _repeats_marked(outcomes: Iterable[Outcome]) -> Iterator[Outcome]:
             yield outcome
             continue
         # 64 bits: that two of a million rows differ and look alike has a chance of one in 37 million.
-        content = hash(tuple(part for e in outcome.examples for part in (array("i", e.ids).tobytes(), e.trained)))
+        content = hash(tuple((tuple(example.ids), example.trained) for example in outcome.examples))
         yield replace(outcome, repeats=True) if content in seen else outcome
         seen.add(content)
 
