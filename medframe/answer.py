@@ -4,15 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from threading import Thread
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from medframe.dataset import Turn
 from medframe.encode import Encoder
 from medframe.errors import PromptError
 from medframe.tokens import resolve
-
-if TYPE_CHECKING:
-    pass
 
 
 class Answerer:

@@ -111,7 +111,7 @@ def test_preview_trains_the_answer_and_its_end(medframe: Medframe, here: Path, n
     (sample,) = [json.loads(line) for line in medframe("preview", name, "--json", "-n", "1").out.splitlines()]
     trained = [label for label in sample["labels"] if label != -100]
     assert 0 < len(trained) < len(sample["labels"])
-    assert [i for i in sample["input_ids"] if i in trained]
+    assert all(label in (-100, i) for i, label in zip(sample["input_ids"], sample["labels"], strict=True))
     assert sample["labels"][-1] == sample["input_ids"][-1] or name == "qwen"  # ChatML ends in a newline
 
 

@@ -43,36 +43,7 @@ def vocab_size() -> int:
 
 def tokenizer_files(directory: Path) -> None:
     """Write a sentencepiece tokenizer, as the original LLaMA has it: `tokenizer.model` alone."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    pb2: Any = sentencepiece_model_pb2  # generated: its messages are unknown to a type checker
-    proto = pb2.ModelProto()
-    kind = proto.SentencePiece
-
-    def add(piece: str, score: float, type_: int) -> None:
-        proto.pieces.add(piece=piece, score=score, type=type_)
-
-    add("<unk>", 0.0, kind.UNKNOWN)
-    add("<s>", 0.0, kind.CONTROL)
-    add("</s>", 0.0, kind.CONTROL)
-    for byte in range(256):
-        add(f"<0x{byte:02X}>", 0.0, kind.BYTE)
-    for i, character in enumerate(characters()):
-        add(character, float(-i), kind.NORMAL)
-
-    trainer = proto.trainer_spec
-    trainer.model_type = trainer.BPE
-    trainer.vocab_size = len(proto.pieces)
-    trainer.byte_fallback = True
-    trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id = 0, 1, 2, -1
-    normalizer = proto.normalizer_spec
-    normalizer.name = "identity"
-    normalizer.add_dummy_prefix = True
-    normalizer.remove_extra_whitespaces = False
-    normalizer.escape_whitespaces = True
-
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "tokenizer.model").write_bytes(proto.SerializeToString(deterministic=True))
+    sentencepiece_file(directory, dummy_prefix=True)
     write_json(
         directory / "tokenizer_config.json",
         {
@@ -85,6 +56,41 @@ def tokenizer_files(directory: Path) -> None:
             "unk_token": "<unk>",
         },
     )
+
+
+def sentencepiece_file(directory: Path, *, dummy_prefix: bool, reserved: Mapping[int, str] | None = None) -> None:
+    """Write `tokenizer.model`: the special pieces, the bytes, the characters; `reserved` control pieces at their ids.
+
+    With a dummy prefix as LLaMA has it; without one as Baichuan, which also splits digits.
+    """
+    from sentencepiece import sentencepiece_model_pb2
+
+    pb2: Any = sentencepiece_model_pb2  # generated: its messages are unknown to a type checker
+    proto = pb2.ModelProto()
+    kind = proto.SentencePiece
+    pieces = [("<unk>", 0.0, kind.UNKNOWN), ("<s>", 0.0, kind.CONTROL), ("</s>", 0.0, kind.CONTROL)]
+    pieces += [(f"<0x{byte:02X}>", 0.0, kind.BYTE) for byte in range(256)]
+    for index, piece in (reserved or {}).items():
+        pieces.insert(index, (piece, 0.0, kind.CONTROL))
+    pieces += [(character, float(-i), kind.NORMAL) for i, character in enumerate(characters())]
+    for piece, score, type_ in pieces:
+        proto.pieces.add(piece=piece, score=score, type=type_)
+
+    trainer = proto.trainer_spec
+    trainer.model_type = trainer.BPE
+    trainer.vocab_size = len(proto.pieces)
+    trainer.byte_fallback = True
+    if not dummy_prefix:
+        trainer.split_digits = True
+    trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id = 0, 1, 2, -1
+    normalizer = proto.normalizer_spec
+    normalizer.name = "identity"
+    normalizer.add_dummy_prefix = dummy_prefix
+    normalizer.remove_extra_whitespaces = False
+    normalizer.escape_whitespaces = True
+
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / "tokenizer.model").write_bytes(proto.SerializeToString(deterministic=True))
 
 
 def llama_files(directory: Path) -> None:

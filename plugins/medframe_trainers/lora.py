@@ -47,7 +47,7 @@ class Lora(Settings):
 
         set_seed(job.seed)
         base = job.load_model()
-        self.check_precision(base)
+        self._check_precision(base)
         model = self._adapted(base, job.backbone.lora_targets)
         if self.gradient_checkpointing:
             model.enable_input_require_grads()
@@ -71,6 +71,15 @@ class Lora(Settings):
             job.tokenizer.save_pretrained(str(folder))
             prove(folder)
         job.finish(model)
+
+    def _check_precision(self, model: Any) -> None:
+        """RecipeError for weights in which the gradients would be lost."""
+        if any(str(parameter.dtype) == "torch.float16" for parameter in model.parameters()) and not self.fp16:
+            # The loss is divided by the labels of a whole step: float16 ends at 6e-8.
+            raise RecipeError(
+                "backbone.dtype: gradients of float16 weights vanish without loss scaling; give "
+                "backbone.dtype=bfloat16, or trainer.fp16=true on a GPU"
+            )
 
     def _adapted(self, model: Any, backbones_choice: tuple[str, ...]) -> Any:
         from peft import LoraConfig

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medframe import RecipeError, Trainer
+from medframe import Trainer
 from medframe_trainers.stream import Stream
 
 if TYPE_CHECKING:
@@ -107,15 +107,6 @@ class Settings(Trainer):
         if self.max_steps:
             return self.max_steps
         return math.ceil(len(Stream(train, self.num_train_epochs, None)) / self.gradient_accumulation_steps)
-
-    def check_precision(self, model: Any) -> None:
-        """RecipeError for weights in which the gradients would be lost."""
-        if any(str(parameter.dtype) == "torch.float16" for parameter in model.parameters()) and not self.fp16:
-            # The loss is divided by the labels of a whole step: float16 ends at 6e-8.
-            raise RecipeError(
-                "backbone.dtype: gradients of float16 weights vanish without loss scaling; give "
-                "backbone.dtype=bfloat16, or trainer.fp16=true on a GPU"
-            )
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of transformers.TrainingArguments, by name; max_steps and num_train_epochs among them."""

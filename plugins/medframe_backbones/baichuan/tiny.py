@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from medframe_backbones.tiny import characters, random_tensors, write_json
+from medframe_backbones.tiny import characters, random_tensors, sentencepiece_file, write_json
 
 # As in the published vocabularies, the ids that open a turn are reserved pieces.
 _RESERVED = {195: "<reserved_102>", 196: "<reserved_103>"}
-_SPECIAL = ("<unk>", "<s>", "</s>")
 
 # Five heads: like the 13B's forty no power of two, where ALiBi's slopes take another turn.
 _HIDDEN, _INTERMEDIATE, _LAYERS, _HEADS = 160, 432, 4, 5
@@ -18,39 +16,12 @@ _CONTEXT = 2048
 
 def vocab_size() -> int:
     """How many pieces the tiny tokenizer has: three special ones, two reserved, 256 bytes, the characters."""
-    return len(_SPECIAL) + len(_RESERVED) + 256 + len(characters())
+    return 3 + len(_RESERVED) + 256 + len(characters())
 
 
 def tokenizer_files(directory: Path) -> None:
     """Write a sentencepiece tokenizer as Baichuan has it: no space before the text, digits one by one, bytes."""
-    from sentencepiece import sentencepiece_model_pb2
-
-    pb2: Any = sentencepiece_model_pb2  # generated: its messages are unknown to a type checker
-    proto = pb2.ModelProto()
-    kind = proto.SentencePiece
-    pieces = [(piece, 0.0, kind.CONTROL) for piece in _SPECIAL]
-    pieces[0] = ("<unk>", 0.0, kind.UNKNOWN)
-    pieces += [(f"<0x{byte:02X}>", 0.0, kind.BYTE) for byte in range(256)]
-    for index, piece in _RESERVED.items():
-        pieces.insert(index, (piece, 0.0, kind.CONTROL))
-    pieces += [(character, float(-i), kind.NORMAL) for i, character in enumerate(characters())]
-    for piece, score, type_ in pieces:
-        proto.pieces.add(piece=piece, score=score, type=type_)
-
-    trainer = proto.trainer_spec
-    trainer.model_type = trainer.BPE
-    trainer.vocab_size = len(proto.pieces)
-    trainer.byte_fallback = True
-    trainer.split_digits = True
-    trainer.unk_id, trainer.bos_id, trainer.eos_id, trainer.pad_id = 0, 1, 2, -1
-    normalizer = proto.normalizer_spec
-    normalizer.name = "identity"
-    normalizer.add_dummy_prefix = False
-    normalizer.remove_extra_whitespaces = False
-    normalizer.escape_whitespaces = True
-
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "tokenizer.model").write_bytes(proto.SerializeToString(deterministic=True))
+    sentencepiece_file(directory, dummy_prefix=False, reserved=_RESERVED)
     write_json(
         directory / "tokenizer_config.json",
         {
