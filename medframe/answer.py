@@ -31,7 +31,7 @@ class Answerer:
         Closing the iterator early ends the generation.
         """
         config = self.model.config.get_text_config()
-        # ALiBi could go on, and would fill the memory; Baichuan's own chat keeps to the length it was trained with.
+        # Where positions have no end (ALiBi), the length that the model was trained with keeps the memory from filling.
         context = getattr(config, "max_position_embeddings", None) or getattr(config, "model_max_length", None)
         if context and context <= max_new_tokens:
             raise PromptError(f"{max_new_tokens} new tokens leave no room in the model's context of {context}")
