@@ -47,6 +47,8 @@ class Job:
     resume: Path | None
     """The checkpoint to go on from, a folder that `saving` made: checkpoints/checkpoint-STEP."""
     log: Log
+    rank: int = 0
+    """Number of this process, counted from 0."""
     world: int = 1
     """Number of processes."""
 

@@ -36,8 +36,9 @@ class Full(Settings):
     def fit(self, job: Job) -> None:
         from transformers import set_seed
 
-        from medframe_trainers.huggingface import fit
+        from medframe_trainers.huggingface import arguments, fit
 
+        args = arguments(job, self)
         set_seed(job.seed)
         model: Any = job.load_model()
         # Parameters alone: buffers such as the angles of rotary positions keep the precision they are made in.
@@ -49,7 +50,7 @@ class Full(Settings):
         def prove(folder: Path) -> None:
             _prove(job, model, folder)
 
-        fit(job, model, self.arguments(), self.keep, prove)
+        fit(job, model, args, self, prove)
         if all(_mark(parameter) == start[name] for name, parameter in model.named_parameters()):
             raise ProofError(
                 "trainer: no parameter has changed: nothing was learnt. The first step of a warm-up has a learning "

@@ -43,8 +43,9 @@ class Lora(Settings):
         from peft import get_peft_model_state_dict
         from transformers import set_seed
 
-        from medframe_trainers.huggingface import fit
+        from medframe_trainers.huggingface import arguments, fit
 
+        args = arguments(job, self)
         set_seed(job.seed)
         base = job.load_model()
         self._check_precision(base)
@@ -59,7 +60,7 @@ class Lora(Settings):
         def prove(folder: Path) -> None:
             job.prove(tensors(), folder / "adapter_model.safetensors")
 
-        fit(job, model, self.arguments(), self.keep, prove)
+        fit(job, model, args, self, prove)
         if all(tensor.equal(start[name].to(tensor.device)) for name, tensor in tensors().items()):
             raise ProofError(
                 "trainer: no tensor of the adapter has changed: nothing was learnt. The first step of a warm-up has a "

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from medframe_trainers.stream import shared
+
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Sequence
 
     import torch
 
@@ -31,17 +33,23 @@ def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     return loss, len(targets)
 
 
-def mean_loss(model: Any, epoch: Iterable[dict[str, torch.Tensor]]) -> float:
-    """The loss per supervised token over an epoch, without gradients; the model's mode is left as it was."""
+def mean_loss(model: Any, epoch: Sequence[dict[str, torch.Tensor]], rank: int = 0, world: int = 1) -> float:
+    """The loss per supervised token over an epoch, without gradients, each process computing its share.
+
+    The model's mode is left as it was.
+    """
     import torch
 
     was_training = model.training
     device = next(model.parameters()).device
     model.eval()
-    total, count = 0.0, 0
+    total = torch.zeros(2, dtype=torch.float64, device=device)
     with torch.no_grad():
-        for batch in epoch:
+        for batch in shared(epoch, rank, world):
             loss, tokens = token_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            total, count = total + float(loss), count + tokens
+            total[0] += loss
+            total[1] += tokens
     model.train(was_training)
-    return total / max(count, 1)
+    if world > 1:
+        torch.distributed.all_reduce(total)
+    return float(total[0] / total[1].clamp(min=1))

@@ -45,10 +45,12 @@ class Settings(Trainer):
     """AdamW's epsilon."""
     max_grad_norm: float = 1.0
     """Gradients are clipped to this norm; 0: never."""
+    max_grad_norm_growth: float | None = 1000.0
+    """Stop when gradients exceed the usual norm of the last 100 steps by this factor, 3 steps running; null: never."""
     optim: str = "adamw_torch"
     """Optimizer by transformers' name."""
-    gradient_accumulation_steps: int = 1
-    """Micro-batches in an optimizer step."""
+    gradient_accumulation_steps: int | None = None
+    """Micro-batches in an optimizer step, over all processes, which share them; null: one for each process."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass: less memory, a quarter more time."""
     bf16: bool = False
@@ -82,6 +84,8 @@ class Settings(Trainer):
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} must be at least 0 and below 1, not {getattr(self, name)}")
+        if self.max_grad_norm_growth is not None and not 1 < self.max_grad_norm_growth < math.inf:
+            raise ValueError(f"max_grad_norm_growth must be above 1, not {self.max_grad_norm_growth}")
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both on: choose one")
         for name, file, enum in _NAMES:
@@ -106,7 +110,7 @@ class Settings(Trainer):
     def steps(self, train: Batches) -> int:
         if self.max_steps:
             return self.max_steps
-        return math.ceil(len(Stream(train, self.num_train_epochs, None)) / self.gradient_accumulation_steps)
+        return math.ceil(len(Stream(train, self.num_train_epochs, None)) / (self.gradient_accumulation_steps or 1))
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of transformers.TrainingArguments, by name; max_steps and num_train_epochs among them."""
