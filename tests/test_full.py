@@ -80,6 +80,33 @@ def test_a_shard_size_that_means_nothing_is_refused_before_training(
     assert "max_shard_size must be like" in ended.err
 
 
+@pytest.mark.parametrize("fields", [[], ["backbone.dtype=bfloat16", "trainer.bf16=true"]])
+def test_only_the_parameters_that_are_matched_are_trained(medframe: Medframe, recipe: Path, fields: list[str]) -> None:
+    from medframe_backbones.llama import Llama
+
+    patterns = "trainer.parameters=[model.layers.1.*, lm_head.*]"
+    assert medframe("run", recipe, *FULL, patterns, "trainer.learning_rate=1e-2", *fields).code == 0
+    before = load_file(Llama().directory() / "model.safetensors")
+    after = {
+        name: tensor
+        for shard in (recipe.parent / "runs/here/model").glob("*.safetensors")
+        for name, tensor in load_file(shard).items()
+    }
+    changed = {name for name, tensor in after.items() if not tensor.equal(before[name].to(tensor.dtype))}
+    assert changed
+    assert all(name.startswith(("model.layers.1.", "lm_head.")) for name in changed)
+    assert {"lm_head.weight", "model.layers.1.mlp.up_proj.weight"} <= changed
+
+
+@pytest.mark.parametrize(
+    ("patterns", "said"), [("[model.layers.9*]", "matches no parameter"), ("[]", "parameters is empty")]
+)
+def test_patterns_that_choose_nothing_are_refused(medframe: Medframe, recipe: Path, patterns: str, said: str) -> None:
+    ended = medframe("run", recipe, *FULL, f"trainer.parameters={patterns}")
+    assert ended.code == 2
+    assert said in ended.err
+
+
 def test_a_training_that_changes_nothing_is_a_failure(medframe: Medframe, recipe: Path) -> None:
     ended = medframe("run", recipe, "trainer={use: full, max_steps: 1, warmup_steps: 1}", "compare=0")
     assert ended.code == 1

@@ -1,35 +1,39 @@
-"""The `full` trainer: every parameter of the model."""
+"""The `full` trainer: every parameter of the model, or those that are named."""
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from medframe import Job, ProofError
+from medframe import Job, ProofError, RecipeError
 from medframe_trainers.settings import Settings
-
-if TYPE_CHECKING:
-    import torch
+from medframe_trainers.whole import copied
 
 
 @dataclass(kw_only=True)
 class Full(Settings):
-    """Every parameter, by the Hugging Face Trainer.
+    """Every parameter, or those matched by patterns, by the Hugging Face Trainer.
 
     Weights are trained in float32, whatever their dtype: in bfloat16 a step of 1e-5 is lost in rounding. The model
-    is saved in the dtype that it was loaded in.
+    is saved in the dtype that it was loaded in. DeepSpeed keeps the float32 weights in its optimizer, and the model
+    computes and is saved in bfloat16 where `bf16` is on, else in float32.
     """
 
     learning_rate: float = 1e-5
     """Peak learning rate."""
+    parameters: list[str] | None = None
+    """Parameters to train, by shell patterns of their names such as model.layers.3[01].*; null: all."""
     max_shard_size: str = "5GB"
     """Largest file of the saved model."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        if self.parameters == []:
+            raise ValueError("parameters is empty: name some, or give null for all")
         if not re.fullmatch(r"[1-9]\d*[KMG]B", self.max_shard_size):
             raise ValueError(f"max_shard_size must be like 500MB or 5GB, not {self.max_shard_size!r}")
 
@@ -41,17 +45,20 @@ class Full(Settings):
         args = arguments(job, self)
         set_seed(job.seed)
         model: Any = job.load_model()
+        self._freeze(model)
         # Parameters alone: buffers such as the angles of rotary positions keep the precision they are made in.
         dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
+        autocast = self.bf16 or self.fp16
         for parameter in model.parameters():
-            parameter.data = parameter.data.float()
-        start = {name: _mark(parameter) for name, parameter in model.named_parameters()}
+            if parameter.requires_grad or not autocast:
+                parameter.data = parameter.data.float()
+        start = _marks(model)
 
         def prove(folder: Path) -> None:
             _prove(job, model, folder)
 
         fit(job, model, args, self, prove)
-        if all(_mark(parameter) == start[name] for name, parameter in model.named_parameters()):
+        if _marks(model) == start:
             raise ProofError(
                 "trainer: no parameter has changed: nothing was learnt. The first step of a warm-up has a learning "
                 "rate of 0: take more steps"
@@ -64,13 +71,28 @@ class Full(Settings):
             prove(folder)
         job.finish(model)
 
+    def _freeze(self, model: Any) -> None:
+        """Leave only the chosen parameters to be trained; RecipeError for a pattern that matches none."""
+        names = [name for name, _ in model.named_parameters()]
+        for pattern in self.parameters or ():
+            if not fnmatch.filter(names, pattern):
+                raise RecipeError(
+                    f"trainer.parameters: {pattern!r} matches no parameter; the model has {names[0]} ... {names[-1]}"
+                )
+        if self.parameters is not None:
+            for name, parameter in model.named_parameters():
+                parameter.requires_grad_(any(fnmatch.fnmatchcase(name, pattern) for pattern in self.parameters))
 
-def _mark(parameter: torch.Tensor) -> int:
-    """A checksum of the fp32 tensor: a copy of a 13-billion-parameter model would not fit beside it."""
+
+def _marks(model: Any) -> dict[str, int]:
+    """A checksum of every tensor that is trained: a copy of a 13-billion-parameter model would not fit beside it."""
     import torch
 
     # Of integers, a sum is the same in whatever order a device adds them up.
-    return int(parameter.detach().view(torch.int32).sum(dtype=torch.int64))
+    return {
+        name: int(tensor.float().view(torch.int32).sum(dtype=torch.int64))
+        for name, tensor in copied({name: p for name, p in model.named_parameters() if p.requires_grad})
+    }
 
 
 def _prove(job: Job, model: Any, folder: Path) -> None:
