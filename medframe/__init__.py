@@ -14,6 +14,7 @@ from medframe.errors import (
     RecipeError,
     RunError,
     SaveError,
+    Terminated,
 )
 from medframe.hooks import hookimpl
 from medframe.prompt import Control, PromptFormat, Span, Text
@@ -44,6 +45,7 @@ __all__ = [
     "Sample",
     "SaveError",
     "Span",
+    "Terminated",
     "Text",
     "Trainer",
     "Turn",

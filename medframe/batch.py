@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -87,13 +87,17 @@ class Batches:
         if self.kind == "blocks" and any(selection.weight != 1 for selection in selections):
             raise RecipeError("data: weight is not read by batching.kind blocks, which takes every example once")
 
-    def suit(self, model: PreTrainedModel) -> None:
-        """Prove that this model keeps packed samples apart; where not, `auto` pads and `packed` is a BackboneError."""
+    def suit(self, model: PreTrainedModel, gather: Callable[[str | None], list[str | None]] | None = None) -> None:
+        """Prove that this model keeps packed samples apart; where not, `auto` pads and `packed` is a BackboneError.
+
+        `gather` collects what every process has found: they all pad where one must.
+        """
         from medframe.isolation import leak
 
         if self.kind != "packed":
             return
-        self.reason = leak(model)
+        found = leak(model)
+        self.reason = next(filter(None, gather(found)), None) if gather else found
         if self.reason and self.batching.kind == "packed":
             raise BackboneError(f"batching.kind=packed: {self.reason}; use batching.kind=padded")
         if self.reason:

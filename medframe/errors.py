@@ -46,3 +46,7 @@ class ProofError(MedframeError):
     """Something that was trained or saved and then failed its proof: a failure, not wrong input."""
 
     exit_code = 1
+
+
+class Terminated(BaseException):
+    """SIGTERM asked this process to end, as a cluster does before it takes a machine away; KeyboardInterrupt's like."""

@@ -8,6 +8,9 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
+from medframe.checkpoints import kept
+from medframe.saving import refusals_told
+
 
 class RunLog:
     """Appends a line to metrics.jsonl for every call, and redraws one line where standard error is a terminal."""
@@ -24,7 +27,7 @@ class RunLog:
         self._first: tuple[int, float] | None = None
 
     def __call__(self, step: int, of: int, values: Mapping[str, float]) -> None:
-        with self._file.open("a", encoding="utf-8") as stream:
+        with refusals_told(self._file, kept(self._file.parent)), self._file.open("a", encoding="utf-8") as stream:
             stream.write(json.dumps({"step": step, **values}) + "\n")
         self.steps = step
         if "held_out_loss" in values:

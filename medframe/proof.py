@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
@@ -10,6 +11,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medframe.errors import ProofError
+from medframe.saving import refusals_told
+from medframe.world import LAUNCH
 
 if TYPE_CHECKING:
     import torch
@@ -20,8 +23,11 @@ WITNESS = "proof.safetensors"
 """The file that `record` leaves in a run directory until `reloaded` has used it."""
 
 
-def record(model: torch.nn.Module, batches: Batches, out: Path) -> None:
-    """Write the logits of the live model for the first examples to `out`; `reloaded` compares with them."""
+def record(model: torch.nn.Module, batches: Batches, out: Path | None) -> None:
+    """Write the logits of the live model for the first examples to `out`; `reloaded` compares with them.
+
+    Without `out` they are computed and not written: a model that is spread over processes needs all of them for it.
+    """
     from safetensors.torch import save_file
 
     tensors: dict[str, torch.Tensor] = {}
@@ -33,7 +39,9 @@ def record(model: torch.nn.Module, batches: Batches, out: Path) -> None:
         tensors[f"ids.{number}"] = ids
         tensors[f"logits.{number}"] = logits(model, ids)
     model.train(was_training)
-    save_file(tensors, out / WITNESS)
+    if out:
+        with refusals_told(out / WITNESS, "what was trained is saved"):
+            save_file(tensors, out / WITNESS)
 
 
 def reloaded(out: Path, prompts: Sequence[Sequence[int]]) -> list[tuple[str, str]]:
@@ -45,12 +53,13 @@ def reloaded(out: Path, prompts: Sequence[Sequence[int]]) -> list[tuple[str, str
         raise ProofError(f"{out}: the trainer did not call job.finish(model), so nothing proves what it saved")
     _free_the_gpu()
     child = subprocess.run(
-        [sys.executable, "-P", "-m", "medframe.witness", str(out.resolve())],
+        [sys.executable, "-P", "-m", "medframe.witness", str(out.resolve()), str(os.getpid())],
         input=json.dumps([list(map(int, prompt)) for prompt in prompts]),
         stdout=subprocess.PIPE,
         text=True,
         encoding="utf-8",
         start_new_session=True,  # Ctrl-C reaches us alone, and ends it by ending us
+        env={name: value for name, value in os.environ.items() if name not in LAUNCH},  # it is alone
     )
     if child.returncode:
         raise ProofError(f"{out}: the saved weights could not be loaded and run in a fresh process (above)")

@@ -38,6 +38,10 @@ class Frame:
     """Seed of the split, the order of the examples, the initial adapter and dropout."""
     compare: int = 5
     """Held-out questions answered before and after training, shown at the end; 0: none."""
+    processes: int = 1
+    """Processes that train together on this machine; a launch by torchrun, deepspeed or SLURM decides itself."""
+    patience: float = 30
+    """Minutes that one process may keep the others waiting before the run is stopped."""
 
     def __post_init__(self) -> None:
         if not self.out:
@@ -46,6 +50,10 @@ class Frame:
             raise ValueError(f"seed must lie between 0 and 2**32 - 1, not {self.seed}")
         if self.compare < 0:
             raise ValueError(f"compare must be at least 0, not {self.compare}")
+        if self.processes < 1:
+            raise ValueError(f"processes must be at least 1, not {self.processes}")
+        if not 0 < self.patience < 1e6:
+            raise ValueError(f"patience must be above 0 and below a million minutes, not {self.patience}")
 
 
 @dataclass(kw_only=True)
@@ -73,6 +81,8 @@ class Recipe:
     out: Path
     seed: int
     compare: int
+    processes: int
+    patience: float
     backbone: Backbone
     data: tuple[Source, ...]
     held_out: Split | Source | None
@@ -144,6 +154,8 @@ class _Builder:
             out=Path(frame.out).expanduser(),
             seed=frame.seed,
             compare=frame.compare,
+            processes=frame.processes,
+            patience=frame.patience,
             backbone=backbone,
             data=data,
             held_out=held_out,
@@ -256,7 +268,8 @@ class _Builder:
             return None
         try:
             # Any key of the recipe may be referred to by interpolation, the frame's defaults too.
-            config._set_parent(OmegaConf.merge({"seed": Frame.seed, "compare": Frame.compare}, self.composed.config))
+            defaults = {f.name: f.default for f in fields(Frame) if f.default is not MISSING}
+            config._set_parent(OmegaConf.merge(defaults, self.composed.config))
             OmegaConf.resolve(config)
             if OmegaConf.missing_keys(config):
                 values: Any = OmegaConf.to_container(config)

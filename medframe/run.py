@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import json
-import os
-import re
+import platform
 import shutil
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,17 @@ from omegaconf import OmegaConf
 
 from medframe import manifest as manifests
 from medframe import quiet
+from medframe import world as worlds
 from medframe.card import card, comparison
-from medframe.errors import PromptError, RunError
+from medframe.checkpoints import checkpoints, newest, put_all_right, step
+from medframe.errors import PromptError, RunError, Terminated
 from medframe.prepare import Prepared, check_context, prepare
 from medframe.progress import RunLog
 from medframe.proof import reloaded
 from medframe.recipe import Recipe
+from medframe.saving import write
 from medframe.trained import read_manifest
-from medframe.trainer import Job, damage
+from medframe.trainer import Job
 
 OWN = (
     "recipe.yaml",
@@ -44,14 +47,27 @@ Say = Callable[[str], None]
 def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False) -> None:
     """Train as the recipe says; `recipe.out` then holds the run, proven.
 
-    Raises RunError for a directory that holds another run, DataError for data that cannot be used, ProofError when
-    what was saved is not what was trained. KeyboardInterrupt passes once a checkpoint is saved.
+    In a launch of several processes each calls this; rank 0 alone speaks and writes, and goes on alone once all have
+    trained. RunError for a directory that holds another run or processes that have different data, DataError for data
+    that cannot be used, ProofError when what was saved is not what was trained. KeyboardInterrupt and Terminated pass
+    once the trainer has saved a checkpoint.
     """
-    out = recipe.out
-    check_free(out, resume, overwrite)
+    world = worlds.join(recipe.patience, recipe.out)
+    try:
+        _run(recipe, say if world.rank == 0 else _silent, resume, overwrite)
+    except BaseException:
+        world.abandon()
+        raise
+
+
+def _run(recipe: Recipe, say: Say, resume: bool, overwrite: bool) -> None:
+    out, world = recipe.out, worlds.current()
+    if world.rank == 0:
+        check_free(out, resume, overwrite)
     _check_apart(recipe)
     quiet.libraries()
-    prepared = prepare(recipe)
+    with world.first_then_others():  # who find the store that the first has made
+        prepared = prepare(recipe)
     for ledger in prepared.ledgers:
         for line in ledger.summary():
             say(line)
@@ -59,29 +75,71 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
         say(f"WARNING batching.map_batch: {dropped:,} tokens are dropped from every epoch, as published")
     check_context(recipe, prepared)
     manifests.check_adapters(recipe.backbone)
-    description = manifests.describe(recipe, prepared)
+    description = manifests.describe(recipe, prepared) | {"processes": world.size}
     description["prompt"]["chat_template"] = _give_chat_template(prepared, say)
-    with _locked(out):
-        check_free(out, resume, overwrite)  # again: encoding may have taken long
-        checkpoint = None
-        if resume and (out / "manifest.json").exists():
-            checkpoint = _newest_checkpoint(out, say)
-            if checkpoint is None and _checkpoints(out):
-                raise RunError(f"{out}: no checkpoint is whole; --overwrite begins anew")
-        if checkpoint:
-            _check_same(out, recipe, description)
-            _forget_finish(out)
-            say(f"Going on from {checkpoint.name}.")
-        else:
-            if resume:
-                say(f"No checkpoint in {out}: starting at the beginning.")
-            _clear(out)
-        _write(out / "recipe.yaml", f"# As run{_profile(recipe)}.\n{recipe.yaml()}")
-        _write(out / "ledger.json", _ledger_json(prepared))
-        _write(out / "manifest.json", _json(description))
-        log = RunLog(out / "metrics.jsonl", _step(checkpoint) if checkpoint else -1)
+    _check_agreed(description)
+    with _locked(out) if world.rank == 0 else nullcontext():
+        checkpoint, log = None, None
+        if world.rank == 0:
+            check_free(out, resume, overwrite)  # again: encoding may have taken long
+            checkpoint = _begin(recipe, prepared, description, resume, say)
+            log = RunLog(out / "metrics.jsonl", step(checkpoint) if checkpoint else -1)
+        name = world.share(checkpoint.name if checkpoint else None)
+        checkpoint = out / "checkpoints" / name if name else None
+        _check_shared(out)
         _fit(recipe, prepared, log, checkpoint, say)
-        _finish(recipe, prepared, description, log, say)
+        world.leave()
+        if log:
+            _finish(recipe, prepared, description, log, say)
+
+
+def _begin(recipe: Recipe, prepared: Prepared, description: dict[str, Any], resume: bool, say: Say) -> Path | None:
+    """Make the directory ready, and write down what the run is; the checkpoint to go on from."""
+    out, checkpoint = recipe.out, None
+    put_all_right(out)
+    if resume and (out / "manifest.json").exists():
+        checkpoint = newest(out, say)
+        if checkpoint is None and checkpoints(out):
+            raise RunError(f"{out}: no checkpoint is whole; --overwrite begins anew")
+    if checkpoint:
+        _check_same(out, recipe, description)
+        _forget_finish(out)
+        say(f"Going on from {checkpoint.name}.")
+    else:
+        if resume:
+            say(f"No checkpoint in {out}: starting at the beginning.")
+        _clear(out)
+    write(out / "recipe.yaml", f"# As run{_profile(recipe)}.\n{recipe.yaml()}")
+    write(out / "ledger.json", _ledger_json(prepared))
+    write(out / "manifest.json", _json(description))
+    return checkpoint
+
+
+def _check_agreed(description: Mapping[str, Any]) -> None:
+    """RunError unless every process has the data, tokenizer, prompt format and base model that rank 0 has."""
+    mine = {
+        "data": [source["encoded"] for source in description["data"]],
+        "tokenizer": description["tokenizer"],
+        "prompt format": description["prompt"]["fingerprint"],
+        "base model": description["base"]["fingerprint"],
+    }
+    first, *others = worlds.current().gather(mine)
+    for rank, theirs in enumerate(others, 1):
+        if apart := [name for name, value in first.items() if theirs[name] != value]:
+            raise RunError(
+                f"rank {rank} has another {' and another '.join(apart)} than rank 0: every process must read the same"
+            )
+
+
+def _check_shared(out: Path) -> None:
+    """RunError in a process that does not see the run directory that rank 0 has made."""
+    deadline = time.monotonic() + 60
+    while not (out / "manifest.json").exists():  # another machine's file system may take a moment
+        if time.monotonic() > deadline:
+            raise RunError(
+                f"out: {out} is not the same directory on {platform.node()}; name one that all machines share"
+            )
+        time.sleep(1)
 
 
 def _give_chat_template(prepared: Prepared, say: Say) -> str:
@@ -98,8 +156,10 @@ def _give_chat_template(prepared: Prepared, say: Say) -> str:
     return "saved with the tokenizer"
 
 
-def _fit(recipe: Recipe, prepared: Prepared, log: RunLog, checkpoint: Path | None, say: Say) -> None:
-    say(f"Training on {len(prepared.train):,} examples, {len(prepared.held_out or ()):,} held out.")
+def _fit(recipe: Recipe, prepared: Prepared, log: RunLog | None, checkpoint: Path | None, say: Say) -> None:
+    world = worlds.current()
+    by = f", by {world.size} processes" if world.size > 1 else ""
+    say(f"Training on {len(prepared.train):,} examples, {len(prepared.held_out or ()):,} held out{by}.")
     job = Job(
         out=recipe.out,
         backbone=recipe.backbone,
@@ -109,17 +169,21 @@ def _fit(recipe: Recipe, prepared: Prepared, log: RunLog, checkpoint: Path | Non
         held_out=prepared.held_out,
         seed=recipe.seed,
         resume=checkpoint,
-        log=log,
+        log=log or _unwritten,
+        rank=world.rank,
+        world=world.size,
     )
     try:
         recipe.trainer.fit(job)
-    except KeyboardInterrupt:
-        log.close()
-        newest = _newest_checkpoint(recipe.out, say)
-        say(f"Saved {newest}; go on with --resume." if newest else "Nothing saved yet.")
+    except (KeyboardInterrupt, Terminated):
+        if log:
+            log.close()
+            last = newest(recipe.out, say)
+            say(f"Saved {last}; go on with --resume." if last else "Nothing saved yet.")
         raise
     finally:
-        log.close()
+        if log:
+            log.close()
     if prepared.train.reason:
         say(f"Padded, not packed: {prepared.train.reason}.")
 
@@ -134,7 +198,7 @@ def _finish(recipe: Recipe, prepared: Prepared, description: dict[str, Any], log
         {"prompt": prompt, "expected": expected, "before": before, "after": after}
         for (_, prompt, expected), (before, after) in zip(asked, answers, strict=True)
     ]
-    _write(out / "comparison.json", _json(compared))
+    write(out / "comparison.json", _json(compared))
     description |= {
         "state": "finished",
         "trained": manifests.trained_content(out),
@@ -146,8 +210,8 @@ def _finish(recipe: Recipe, prepared: Prepared, description: dict[str, Any], log
     }
     # Last in the file: it is long.
     description["base"] = description.pop("base")
-    _write(out / "README.md", card(recipe, description, prepared.ledgers))
-    _write(out / "manifest.json", _json(description))
+    write(out / "README.md", card(recipe, description, prepared.ledgers))
+    write(out / "manifest.json", _json(description))
     if log.held_out:
         say(f"Held-out loss per supervised token: {log.held_out[0]:.3f} before, {log.held_out[-1]:.3f} after.")
     if recipe.compare and prepared.held_out and not compared:
@@ -216,7 +280,7 @@ def _check_same(out: Path, recipe: Recipe, description: dict[str, Any]) -> None:
     now = _flat(recipe.config)
     changed = [
         f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
-        for key in sorted({*before, *now} - {"out", "compare"})
+        for key in sorted({*before, *now} - {"out", "compare", "processes", "patience"})
         if before.get(key) != now.get(key)
     ]
     old = read_manifest(out)
@@ -259,25 +323,6 @@ def _forget_finish(out: Path) -> None:
         (out / name).unlink(missing_ok=True)
 
 
-def _newest_checkpoint(out: Path, say: Say) -> Path | None:
-    """The last checkpoint that is whole; a damaged one is said and passed over."""
-    for folder in reversed(_checkpoints(out)):
-        if (wrong := damage(folder)) is None:
-            return folder
-        say(f"{folder.name} is damaged and passed over: {wrong}.")
-    return None
-
-
-def _checkpoints(out: Path) -> list[Path]:
-    """Every checkpoint, the oldest first; what was being written when the process was killed has another name."""
-    folders = (out / "checkpoints").glob("checkpoint-*")
-    return sorted((folder for folder in folders if re.fullmatch(r"checkpoint-\d+", folder.name)), key=_step)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
-
-
 def _ledger_json(prepared: Prepared) -> str:
     held_out = prepared.held_out
     rows = [str(e.where(i)) for e, i in map(held_out.example, range(len(held_out)))] if held_out else []
@@ -292,11 +337,9 @@ def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False, indent=1, default=str) + "\n"
 
 
-def _write(file: Path, text: str) -> None:
-    """Write the file whole or not at all."""
-    aside = file.with_name(f".{file.name}.writing")
-    try:
-        aside.write_text(text, "utf-8")
-        os.replace(aside, file)
-    finally:
-        aside.unlink(missing_ok=True)
+def _silent(line: str) -> None:
+    """What the other ranks say, rank 0 says too."""
+
+
+def _unwritten(step: int, of: int, values: Mapping[str, float]) -> None:
+    """Rank 0 has the log."""

@@ -1,7 +1,8 @@
-"""`python -m medframe.witness RUN`: a fresh process that loads a run and says what it computes.
+"""`python -m medframe.witness RUN PARENT`: a fresh process that loads a run and says what it computes.
 
 Reads prompts, a list of lists of ids, as JSON from standard input. Prints one line of JSON: {differs: null or how the
-logits differ from those recorded, answers: [before, after] for each prompt}. `medframe.proof.reloaded` starts it.
+logits differ from those recorded, answers: [before, after] for each prompt}. `medframe.proof.reloaded` starts it; it
+ends when the process PARENT does.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medframe import quiet
+from medframe import quiet, worker
 from medframe.answer import Answerer
 from medframe.proof import WITNESS, logits
 from medframe.trained import open_run
@@ -58,4 +59,5 @@ def _answer(model: Any, encoder: Encoder, ids: list[int]) -> str:
 
 
 if __name__ == "__main__":
+    worker.end_with(int(sys.argv[2]))
     print(json.dumps(main(Path(sys.argv[1]), json.load(sys.stdin))))

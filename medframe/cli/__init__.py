@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import importlib
 import os
+import signal
 import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 import click
 
 import medframe
+from medframe import worker, world
 
 VERBS = {
     "run": "run",
@@ -50,39 +55,80 @@ class _Verbs(click.Group):
 
 @click.group(cls=_Verbs, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
 @click.version_option(medframe.__version__, prog_name="medframe")
-def group() -> None:
+@click.option("--local_rank", "--local-rank", "local_rank", hidden=True, help="Given by deepspeed's launcher.")
+def group(local_rank: str | None) -> None:
     """Fine-tune, check and talk to Chinese medical language models, from one YAML recipe."""
 
 
 def main() -> None:
-    """Run the command line; exits 0, 1 for a failure while running, 2 for wrong input, 130 when interrupted."""
+    """Run the command line; exits 0, 1 for a failure while running, 2 for wrong input, 130 when interrupted,
+
+    143 when terminated.
+    """
     # Threads that wait should sleep: spinning, as OpenMP does by default, makes a small model several times slower
     # wherever another process wants the same cores. To be set before torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    try:
+        with _sigterm_raises():
+            worker.start()
+            code, said = _ended()
+        follows = False
+    except world.Abandoned as error:
+        code, said, follows = error.exit_code, f"Error: {error}", True
+    except BaseException:
+        if not world.is_launched():
+            raise
+        code, said, follows = 1, traceback.format_exc(), False
+    worker.tell(code, said, follows)
+    if world.is_launched() or world.current().left:
+        # What a process group leaves behind may abort an ordinary exit, or wait for ever.
+        for stream in (sys.stdout, sys.stderr):
+            with suppress(OSError):
+                stream.flush()
+        os._exit(code)
+    sys.exit(code)
+
+
+def _ended() -> tuple[int, str]:
+    """Run the command; its exit code, and what is to be said of it."""
     try:
         code = group(standalone_mode=False)
         # Within the handlers' reach, so that a closed pipe or a full disk behind stdout is seen here.
         if sys.stdout:
             sys.stdout.flush()
+        return (code if isinstance(code, int) else 0), ""
     except click.ClickException as error:
         error.show()
-        code = error.exit_code
+        return error.exit_code, ""
+    except world.Abandoned:
+        raise
     except medframe.MedframeError as error:
-        for problem in error.args:
-            click.echo(f"Error: {problem}", err=True)
-        code = error.exit_code
+        return error.exit_code, "\n".join(f"Error: {problem}" for problem in error.args)
     except (click.Abort, KeyboardInterrupt):
-        click.echo("Interrupted.", err=True)
-        code = 130
+        return 130, "Interrupted."
+    except medframe.Terminated:
+        return 143, "Terminated."
     except BrokenPipeError:
-        code = nobody_reads()
+        return nobody_reads(), ""
     except OSError as error:
         if error.errno is None:
             raise
         named = f"{error.filename}: " if error.filename else ""
-        click.echo(f"Error: {named}{error.strerror}", err=True)
-        code = 1
-    sys.exit(code if isinstance(code, int) else 0)
+        return 1, f"Error: {named}{error.strerror}"
+
+
+@contextmanager
+def _sigterm_raises() -> Iterator[None]:
+    """Have SIGTERM unwind what is at work, as Ctrl-C does, so that nothing is left half-done."""
+
+    def terminate(*_: object) -> None:
+        raise medframe.Terminated
+
+    before = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def nobody_reads() -> int:

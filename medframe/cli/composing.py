@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from medframe.compose import Composed
 
 
-def composed(recipe: str, overrides: Sequence[str]) -> Composed:
-    """The recipe composed with the overrides."""
+def composed(recipe: str | Path, overrides: Sequence[str]) -> Composed:
+    """The recipe, a file or a name, composed with the overrides."""
     from medframe.compose import compose
 
-    return compose(found(recipe), overrides)
+    return compose(recipe if isinstance(recipe, Path) else found(recipe), overrides)
 
 
 def found(recipe: str) -> Path:

@@ -82,7 +82,7 @@ def fit(
 ) -> None:
     """Train the model in place; checkpoints of it lie in job.out/checkpoints, each proven by `prove(folder)`.
 
-    An interrupt (Ctrl-C) saves a checkpoint and raises KeyboardInterrupt.
+    Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt and Terminated.
     """
     per_step = per_step_of(job, settings)
     length = settings.max_steps * per_step if settings.max_steps else None
@@ -165,6 +165,7 @@ class _Trainer(Trainer):
         set_seed(_mixed(self.args.seed, number))
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_batches.append((number, loss))
+        self.job.progress(self.state.global_step)
         return loss
 
     def compute_loss(

@@ -5,7 +5,9 @@ from __future__ import annotations
 import signal
 from typing import Any
 
-_SIGNALS: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: SystemExit}
+from medframe import Terminated
+
+_SIGNALS: dict[int, type[BaseException]] = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 
 
 class Stop:
