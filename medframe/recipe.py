@@ -240,7 +240,7 @@ class _Builder:
             value = self._verbatim(key, types[name], value)
             if name in getattr(cls, "path_fields", ()) and value == "":
                 self._problem(key, "is empty; give a path")
-            elif name in getattr(cls, "path_fields", ()):
+            elif name in getattr(cls, "path_fields", ()) and value not in getattr(cls, "path_words", ()):
                 value = self._rooted(key, value, hub_ids=issubclass(cls, Backbone))
             try:
                 if value == MISSING:
@@ -277,7 +277,9 @@ class _Builder:
             instance = OmegaConf.to_object(config)
         except OmegaConfBaseException as error:
             self._problem(path or "recipe", str(error).partition("\n")[0])
-        except (ValueError, MedframeError) as error:
+        except MedframeError as error:
+            self._problem(path or "recipe", *error.args)
+        except ValueError as error:
             self._problem(path or "recipe", str(error))
         else:
             return instance  # type: ignore[return-value]

@@ -103,6 +103,8 @@ class Trainer(ABC):
     """How a backbone learns."""
 
     path_fields: ClassVar[tuple[str, ...]] = ()
+    path_words: ClassVar[tuple[str, ...]] = ()
+    """Values of the path fields that have a meaning of their own, and are never taken for a file of that name."""
 
     def steps(self, train: Batches) -> int | None:
         """Optimizer steps that `fit` will take; None where the trainer cannot tell beforehand."""

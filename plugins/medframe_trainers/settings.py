@@ -10,9 +10,10 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from medframe import Trainer
+from medframe_trainers import schedule, zero
 from medframe_trainers.stream import Stream
 
 if TYPE_CHECKING:
@@ -23,18 +24,23 @@ if TYPE_CHECKING:
 class Settings(Trainer):
     """The recipe section that `lora` and `full` share."""
 
+    path_fields: ClassVar[tuple[str, ...]] = ("deepspeed",)
+    path_words: ClassVar[tuple[str, ...]] = tuple(zero.PRESETS)
+
     max_steps: int | None = None
     """Optimizer steps; null: num_train_epochs decides."""
     num_train_epochs: float = 3.0
     """Passes over the training examples."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
-    lr_scheduler_type: str = "linear"
-    """Schedule by transformers' name, such as linear, cosine, constant."""
+    lr_scheduler_type: str | None = None
+    """Schedule by transformers' name, such as linear, cosine, constant; null: the DeepSpeed file's, else linear."""
     lr_scheduler_kwargs: dict[str, Any] = field(default_factory=dict)
     """Further arguments of the schedule."""
     warmup_steps: float = 0.0
     """Steps of warm-up; below 1, a share of all steps."""
+    warmup_type: Literal["linear", "log"] | None = None
+    """How the learning rate climbs; log: as log(step + 1), DeepSpeed's way; null: the DeepSpeed file's, else linear."""
     weight_decay: float = 0.0
     """AdamW's weight decay."""
     adam_beta1: float = 0.9
@@ -57,6 +63,8 @@ class Settings(Trainer):
     """Compute in bfloat16 under autocast."""
     fp16: bool = False
     """Compute in float16 under autocast, with loss scaling."""
+    deepspeed: str | dict[str, Any] | None = None
+    """zero0 to zero3, zero2-offload, zero3-offload, a DeepSpeed JSON file or its content; null: plain data parallel."""
     neftune_noise_alpha: float | None = None
     """Noise on the input embeddings while training (NEFTune)."""
     logging_steps: int = 10
@@ -89,12 +97,15 @@ class Settings(Trainer):
         if self.bf16 and self.fp16:
             raise ValueError("bf16 and fp16 are both on: choose one")
         for name, file, enum in _NAMES:
-            if (value := getattr(self, name)) not in (known := _members(file, enum)):
+            value = getattr(self, name)
+            if value is not None and value not in (known := _members(file, enum)):
                 raise ValueError(f"{name} {value!r} is unknown to the installed transformers{_hint(value, known)}")
         if not 0 < self.num_train_epochs < math.inf:
             raise ValueError(f"num_train_epochs must be above 0 and finite, not {self.num_train_epochs}")
         if self.training_arguments:
             self._check_training_arguments()
+        zero.check(self)
+        schedule.check(self)
 
     def _check_training_arguments(self) -> None:
         own = set(_OWN) | {"keep", "save_total_limit"}
@@ -107,6 +118,11 @@ class Settings(Trainer):
                 hint = _hint(name, set(_known_arguments()) - own - set(_FRAMES))
                 raise ValueError(f"training_arguments.{name} is no argument of the installed transformers{hint}")
 
+    def warmup(self, total_steps: int) -> int:
+        """Steps of warm-up of a training of so many steps."""
+        share = self.warmup_steps
+        return int(share) if share >= 1 else math.ceil(total_steps * share)
+
     def steps(self, train: Batches) -> int:
         if self.max_steps:
             return self.max_steps
@@ -115,6 +131,7 @@ class Settings(Trainer):
     def arguments(self) -> dict[str, Any]:
         """Arguments of transformers.TrainingArguments, by name; max_steps and num_train_epochs among them."""
         arguments = {name: getattr(self, name) for name in _OWN}
+        arguments["lr_scheduler_type"] = self.lr_scheduler_type or "linear"
         arguments["eval_steps"] = self.eval_steps or self.save_steps
         if not self.gradient_checkpointing:
             del arguments["gradient_checkpointing"]  # a deprecated name, though the one that users know
