@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from medframe.backbone import Backbone
+from medframe.backbone import Backbone, Dtype
 from medframe.dataset import BadRow, DatasetSource, Role, Row, Sample, Turn, Where, kind_of
 from medframe.errors import (
     BackboneError,
@@ -32,6 +32,7 @@ __all__ = [
     "Control",
     "DataError",
     "DatasetSource",
+    "Dtype",
     "Job",
     "MedframeError",
     "PluginError",

@@ -38,37 +38,44 @@ class Full(Settings):
             raise ValueError(f"max_shard_size must be like 500MB or 5GB, not {self.max_shard_size!r}")
 
     def fit(self, job: Job) -> None:
-        from transformers import set_seed
+        from medframe_trainers.huggingface import arguments
 
-        from medframe_trainers.huggingface import arguments, fit
+        with arguments(job, self) as args:
+            self._fit(job, args)
 
-        args = arguments(job, self)
-        set_seed(job.seed)
-        model: Any = job.load_model()
+    def _fit(self, job: Job, args: Any) -> None:
+        from medframe_trainers.huggingface import fit, load
+
+        model = load(job, args, self)
         self._freeze(model)
         # Parameters alone: buffers such as the angles of rotary positions keep the precision they are made in.
         dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
         autocast = self.bf16 or self.fp16
-        for parameter in model.parameters():
-            if parameter.requires_grad or not autocast:
-                parameter.data = parameter.data.float()
+        if self.deepspeed is None:
+            for parameter in model.parameters():
+                if parameter.requires_grad or not autocast:
+                    parameter.data = parameter.data.float()
         start = _marks(model)
 
-        def prove(folder: Path) -> None:
-            _prove(job, model, folder)
+        def save(folder: Path) -> None:
+            live = _state(model, keep=job.rank == 0)
+            if job.rank == 0:
+                model.save_pretrained(str(folder), state_dict=live, max_shard_size=self.max_shard_size)
+                _prove(job, model, live, folder)
 
-        fit(job, model, args, self, prove)
+        fit(job, model, args, self, save)
         if _marks(model) == start:
             raise ProofError(
                 "trainer: no parameter has changed: nothing was learnt. The first step of a warm-up has a learning "
                 "rate of 0: take more steps"
             )
-        for name, parameter in model.named_parameters():
-            parameter.data = parameter.data.to(dtypes[name])
+        if self.deepspeed is None:
+            for name, parameter in model.named_parameters():
+                parameter.data = parameter.data.to(dtypes[name])
         with job.saving("model") as folder:
-            model.save_pretrained(str(folder), max_shard_size=self.max_shard_size)
-            job.tokenizer.save_pretrained(str(folder))
-            prove(folder)
+            save(folder)
+            if job.rank == 0:
+                job.tokenizer.save_pretrained(str(folder))
         job.finish(model)
 
     def _freeze(self, model: Any) -> None:
@@ -95,12 +102,19 @@ def _marks(model: Any) -> dict[str, int]:
     }
 
 
-def _prove(job: Job, model: Any, folder: Path) -> None:
-    """Every tensor of the model, less those tied to another, must be in the folder as it is; else ProofError."""
+def _state(model: Any, keep: bool) -> dict[str, Any]:
+    """Every tensor of the model, less those tied to another, whole; nothing in a process that does not `keep` them."""
+    tied = set(model.all_tied_weights_keys)
+    state = {name: tensor for name, tensor in model.state_dict(keep_vars=True).items() if name not in tied}
+    if not any(hasattr(tensor, "ds_id") for tensor in state.values()):
+        return {name: tensor.detach() for name, tensor in state.items()}
+    return {name: tensor for name, tensor in copied(state) if keep}
+
+
+def _prove(job: Job, model: Any, live: dict[str, Any], folder: Path) -> None:
+    """Every tensor of the live state must be in the folder as it is; else ProofError."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    tied = set(model.all_tied_weights_keys)
-    live = {name: tensor for name, tensor in model.state_dict().items() if name not in tied}
     # transformers joins the experts of a mixture, or renames parts, when it loads; and undoes that when it saves.
     live = revert_weight_conversion(model, live)
     index = folder / "model.safetensors.index.json"

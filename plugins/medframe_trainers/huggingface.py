@@ -7,57 +7,90 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, set_seed
+from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from medframe import Job, RecipeError
+from medframe_trainers import schedule, universal, zero
 from medframe_trainers.loss import mean_loss, token_loss
+from medframe_trainers.session import session
 from medframe_trainers.stop import Stop
 from medframe_trainers.stream import Share, Stream
 from medframe_trainers.watch import Watch
+from medframe_trainers.whole import runnable
 
 if TYPE_CHECKING:
     from medframe_trainers.settings import Settings
 
+_SCHEDULER = "scheduler.pt"
 _WINDOW = "window.json"
 """The file of a checkpoint that holds what the Trainer itself would not bring back."""
 
 
-def arguments(job: Job, settings: Settings) -> TrainingArguments:
-    """What the Trainer is told. To be made before the model is loaded: from here on, ZeRO-3 spreads what is loaded.
+@contextmanager
+def arguments(job: Job, settings: Settings) -> Iterator[TrainingArguments]:
+    """What the Trainer is told, for as long as a training takes.
 
+    To be entered before the model is loaded: from there on, ZeRO-3 spreads over the processes what is loaded.
     RecipeError for settings that transformers refuses, or that cannot be shared by the processes of the job.
     """
     per_step = per_step_of(job, settings)
     given = settings.arguments() | {"gradient_accumulation_steps": per_step // job.world}
     # Left to itself, the Trainer refuses bf16 where there is no GPU, though a CPU computes in it.
     given.setdefault("use_cpu", not torch.accelerator.is_available())
-    try:
-        args = TrainingArguments(
-            output_dir=str(job.out / "checkpoints"),
-            per_device_train_batch_size=1,  # one item of the stream is a whole micro-batch
-            seed=job.seed,
-            remove_unused_columns=False,
-            report_to=[],
-            disable_tqdm=True,
-            save_strategy="steps",
-            eval_strategy="steps" if job.held_out else "no",
-            eval_on_start=job.held_out is not None and job.resume is None,
-            logging_nan_inf_filter=False,
-            dataloader_pin_memory=torch.cuda.is_available(),
-            **given,
-        )
-    except (TypeError, ValueError) as error:
-        raise _refused(error) from error
-    # One process drives one device: the Trainer would split each micro-batch over all GPUs it sees.
-    args._n_gpu = min(1, args.n_gpu)
-    return args
+    counts = {"world": job.world, "accumulate": per_step // job.world, "total_steps": settings.steps(job.train)}
+    rows = job.train.rows if job.train.kind == "padded" else None
+    with session(settings, **counts, rows=rows) as deepspeed:
+        if deepspeed and deepspeed["zero_optimization"]["stage"] == 0:
+            given["max_grad_norm"] = 0  # see `_Trainer._clip`
+        try:
+            args = TrainingArguments(
+                output_dir=str(job.out / "checkpoints"),
+                per_device_train_batch_size=1,  # one item of the stream is a whole micro-batch
+                seed=job.seed,
+                remove_unused_columns=False,
+                report_to=[],
+                disable_tqdm=True,
+                save_strategy="steps",
+                eval_strategy="steps" if job.held_out else "no",
+                eval_on_start=job.held_out is not None and job.resume is None,
+                logging_nan_inf_filter=False,
+                dataloader_pin_memory=torch.cuda.is_available(),
+                deepspeed=deepspeed,
+                # DeepSpeed's logger too is set to these.
+                log_level="error",
+                log_level_replica="error",
+                **given,
+            )
+        except (TypeError, ValueError) as error:
+            raise _refused(error) from error
+        # One process drives one device: the Trainer would split each micro-batch over all GPUs it sees.
+        args._n_gpu = min(1, args.n_gpu)
+        yield args
+
+
+def load(job: Job, args: TrainingArguments, settings: Settings) -> Any:
+    """The job's model. Under DeepSpeed it is in the precision it computes in, spread over the processes by ZeRO-3."""
+    if settings.deepspeed is None:
+        return job.load_model()
+    backbone = replace(job.backbone, dtype=zero.dtype(settings, job.backbone.dtype))
+    # Merging adapters needs whole weights: they are spread afterwards, by DeepSpeed.
+    if backbone.adapters:
+        unset_hf_deepspeed_config()
+    model = backbone.load_model()
+    set_hf_deepspeed_config(args.hf_deepspeed_config)
+    with runnable(model):
+        job.suit(model)
+    return model
 
 
 def per_step_of(job: Job, settings: Settings) -> int:
@@ -78,9 +111,9 @@ def fit(
     model: Any,
     args: TrainingArguments,
     settings: Settings,
-    prove: Callable[[Path], None],
+    save: Callable[[Path], None],
 ) -> None:
-    """Train the model in place; checkpoints of it lie in job.out/checkpoints, each proven by `prove(folder)`.
+    """Train the model in place, with checkpoints in job.out/checkpoints; `save(folder)` writes and proves its weights.
 
     Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt and Terminated.
     """
@@ -89,7 +122,7 @@ def fit(
     stream = Stream(job.train, settings.num_train_epochs, length)
     args.max_steps = math.ceil(len(stream) / per_step)
     try:
-        trainer = _Trainer(job, model, args, settings, stream, per_step, prove)
+        trainer = _Trainer(job, model, args, settings, stream, per_step, save)
         # Made anew when training starts; made here too, so that wrong settings are found before.
         trainer.create_optimizer_and_scheduler(args.max_steps)
     except (TypeError, ValueError) as error:
@@ -98,8 +131,9 @@ def fit(
         trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
     if job.held_out and trainer.evaluated_at != trainer.state.global_step:
         trainer.evaluate()
-    # Accelerate leaves autocast around the model's forward; what is saved computes in its own precision.
-    trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
+    if settings.deepspeed is None:
+        # Accelerate leaves autocast around the model's forward; what is saved computes in its own precision.
+        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
 
 
 class _Trainer(Trainer):
@@ -113,7 +147,7 @@ class _Trainer(Trainer):
         settings: Settings,
         stream: Stream,
         per_step: int,
-        prove: Callable[[Path], None],
+        save: Callable[[Path], None],
     ) -> None:
         super().__init__(
             model=model,
@@ -123,8 +157,8 @@ class _Trainer(Trainer):
             data_collator=lambda items: items[0],
         )
         self.job = job
-        self.keep = settings.keep
-        self.prove = prove
+        self.settings = settings
+        self.save = save
         self.evaluated_at = -1
         self.stop = Stop()
         self.remove_callback(PrinterCallback)
@@ -137,6 +171,7 @@ class _Trainer(Trainer):
         self._watch = Watch(settings.max_grad_norm_growth, settings.fp16)
         self._micro_batches: list[tuple[int, torch.Tensor]] = []
         """(number in the stream, loss) of those of the step that is being taken."""
+        self._norm: torch.Tensor | None = None
         self._ended = job.resume and step_of(job.resume)
         """The last step that `_end_step` looked at."""
         self._since, self._supervised, self._tokens = time.perf_counter(), 0, 0.0
@@ -223,7 +258,11 @@ class _Trainer(Trainer):
         held_out = self.job.held_out
         assert held_out is not None
         started = time.perf_counter()
-        loss = mean_loss(self.model, held_out.epoch(0), self.job.rank, self.job.world)
+        model: Any = self.model_wrapped if self.is_deepspeed_enabled else self.model
+        loss = mean_loss(model, held_out.epoch(0), self.job.rank, self.job.world)
+        if self.is_deepspeed_enabled:
+            # Under ZeRO-3, what was fetched for a layer that did not come would still be on its way.
+            model.empty_partition_cache()
         self.evaluated_at = self.state.global_step
         self.job.log(self.state.global_step, self.args.max_steps, {"held_out_loss": loss})
         self._since += time.perf_counter() - started
@@ -244,27 +283,62 @@ class _Trainer(Trainer):
         self._since, self._tokens = time.perf_counter(), 0.0
         self.job.log(step, self.args.max_steps, values)
 
+    def create_scheduler(self, num_training_steps: int, optimizer: Any = None) -> Any:
+        # The one owner of the schedule, also where a DeepSpeed file describes it.
+        if self.lr_scheduler is None:
+            stepped: Any = optimizer or self.optimizer
+            self.lr_scheduler: Any = schedule.scheduler(stepped, self.settings, num_training_steps)
+            self._created_lr_scheduler = True
+        return self.lr_scheduler
+
+    def _prepare_for_training(self, max_steps: int, train_dataloader: Any, resume_from_checkpoint: Any) -> Any:
+        prepare: Any = super()._prepare_for_training
+        if not self.is_deepspeed_enabled:
+            return prepare(max_steps, train_dataloader, resume_from_checkpoint)
+        if self.job.resume:
+            universal.load_weights(self.model, self.job.resume)
+        prepared = prepare(max_steps, train_dataloader, None)
+        engine: Any = self.model_wrapped
+        if engine.zero_optimization_stage() == 0:
+            engine.basic_optimizer.register_step_pre_hook(self._clip)
+        if self.job.resume:
+            universal.load(engine, self.job.resume)
+            scheduler = self._scheduler()
+            scheduler.load_state_dict(torch.load(self.job.resume / _SCHEDULER, weights_only=True))
+            for group, rate in zip(scheduler.optimizer.param_groups, scheduler.get_last_lr(), strict=True):
+                group["lr"] = rate
+        return prepared
+
+    def _clip(self, optimizer: Any, *_: Any) -> None:
+        """Clip the gradients where DeepSpeed, at stage 0, would not tell their norm."""
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        self._norm = torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or math.inf)
+
+    def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
+        of_the_trainer: Any = super()._get_grad_norm
+        return of_the_trainer(model, grad_norm) if self._norm is None else float(self._norm)
+
+    def _scheduler(self) -> Any:
+        """The scheduler itself, where DeepSpeed steps it."""
+        return getattr(self.lr_scheduler, "scheduler", self.lr_scheduler)
+
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
-        name = f"checkpoint-{self.state.global_step}"
-        checkpoints, limit = self.args.output_dir, self.args.save_total_limit
-        with self.job.saving(f"checkpoints/{name}") as folder:
-            inner = folder / name
-            self.args.output_dir, self.args.save_total_limit = str(folder), None
-            try:
-                super()._save_checkpoint(model, trial)
-            finally:
-                self.args.output_dir, self.args.save_total_limit = checkpoints, limit
+        with self.job.saving(f"checkpoints/checkpoint-{self.state.global_step}") as folder:
+            if self.is_deepspeed_enabled:
+                universal.save(self.model_wrapped, folder, self.job.prove)
+                if self.job.rank == 0:
+                    torch.save(self._scheduler().state_dict(), folder / _SCHEDULER)
+            else:
+                self.save(folder)
+                self._save_optimizer_and_scheduler(str(folder))
+                self._save_scaler(str(folder))
             if self.job.rank == 0:
-                for file in inner.iterdir():
-                    file.rename(folder / file.name)
-                inner.rmdir()
+                self.state.save_to_json(str(folder / "trainer_state.json"))
                 window = {"losses": self._losses, "logged_at": self._logged_at, "per_step": self._per_step}
                 (folder / _WINDOW).write_text(json.dumps(window), "utf-8")
-            self.prove(folder)
         if self.job.rank == 0:
-            assert checkpoints is not None
-            whole = [folder for folder in Path(checkpoints).iterdir() if step_of(folder) >= 0]
-            for old in sorted(whole, key=step_of)[: -self.keep]:
+            whole = [folder for folder in (self.job.out / "checkpoints").iterdir() if step_of(folder) >= 0]
+            for old in sorted(whole, key=step_of)[: -self.settings.keep]:
                 shutil.rmtree(old)
 
     # Every micro-batch brings its own random state.

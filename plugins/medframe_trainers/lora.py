@@ -11,6 +11,7 @@ from typing import Any
 
 from medframe import Job, ProofError, RecipeError
 from medframe_trainers.settings import Settings
+from medframe_trainers.whole import whole
 
 
 @dataclass(kw_only=True)
@@ -40,37 +41,49 @@ class Lora(Settings):
             raise ValueError("targets is empty: name modules, or give null for the backbone's own choice")
 
     def fit(self, job: Job) -> None:
+        from medframe_trainers.huggingface import arguments
+
+        with arguments(job, self) as args:
+            self._fit(job, args)
+
+    def _fit(self, job: Job, args: Any) -> None:
         from peft import get_peft_model_state_dict
         from transformers import set_seed
 
-        from medframe_trainers.huggingface import arguments, fit
+        from medframe_trainers.huggingface import fit, load
 
-        args = arguments(job, self)
-        set_seed(job.seed)
-        base = job.load_model()
+        base = load(job, args, self)
         self._check_precision(base)
+        set_seed(job.seed)  # every process begins with the same adapter
         model = self._adapted(base, job.backbone.lora_targets)
         if self.gradient_checkpointing:
             model.enable_input_require_grads()
         # Left to itself, peft saves the whole embeddings, trained or not, where an adapter below has grown them.
         model.save_pretrained = partial(model.save_pretrained, save_embedding_layers=False)
         tensors = partial(get_peft_model_state_dict, model, save_embedding_layers=False)
-        start = {name: tensor.detach().clone() for name, tensor in tensors().items()}
+        adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
+        with whole(*adapter):
+            start = {name: tensor.detach().to("cpu", copy=True) for name, tensor in tensors().items()}
 
-        def prove(folder: Path) -> None:
-            job.prove(tensors(), folder / "adapter_model.safetensors")
+        def save(folder: Path) -> None:
+            with whole(*adapter):
+                if job.rank == 0:
+                    model.save_pretrained(str(folder))
+                    (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in; the run has a card
+                    job.prove(tensors(), folder / "adapter_model.safetensors")
 
-        fit(job, model, args, self, prove)
-        if all(tensor.equal(start[name].to(tensor.device)) for name, tensor in tensors().items()):
+        fit(job, model, args, self, save)
+        with whole(*adapter):
+            same = all(tensor.cpu().equal(start[name].to(tensor.dtype)) for name, tensor in tensors().items())
+        if same:
             raise ProofError(
                 "trainer: no tensor of the adapter has changed: nothing was learnt. The first step of a warm-up has a "
                 "learning rate of 0: take more steps"
             )
         with job.saving("adapter") as folder:
-            model.save_pretrained(str(folder))
-            (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in; the run has a card
-            job.tokenizer.save_pretrained(str(folder))
-            prove(folder)
+            save(folder)
+            if job.rank == 0:
+                job.tokenizer.save_pretrained(str(folder))
         job.finish(model)
 
     def _check_precision(self, model: Any) -> None:

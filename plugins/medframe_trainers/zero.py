@@ -25,6 +25,7 @@ from medframe_trainers.zero_check import (
 )
 
 if TYPE_CHECKING:
+    from medframe import Dtype
     from medframe_trainers.settings import Settings
 
 _SHARDED = {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": "auto"}
@@ -127,8 +128,28 @@ def config(
     }
     if left := [key for key in _autos(content) if key.rpartition(".")[2] not in _FROM_THE_MODEL]:
         raise RecipeError(f'trainer: deepspeed: {where} says {left[0]} "auto", which nothing in the recipe decides')
+    if content["zero_optimization"]["stage"] == 0:
+        content["gradient_clipping"] = 0.0  # the Trainer's to do: DeepSpeed would not tell the norm
     _validate(content, where)
     return content
+
+
+def dtype(settings: Settings, wanted: Dtype) -> Dtype:
+    """The precision of the weights under DeepSpeed: the one it computes in.
+
+    RecipeError where the recipe names another, `wanted`, for them.
+    """
+    assert settings.deepspeed is not None
+    stage = at(section(settings.deepspeed), "zero_optimization.stage") or 0
+    low: Dtype = "bfloat16" if settings.bf16 else "float16"
+    # At stage 0 autocast computes in bfloat16 with the weights in float32.
+    computed: Dtype = low if settings.fp16 or (settings.bf16 and stage) else "float32"
+    if wanted not in ("auto", computed):
+        raise RecipeError(
+            f"backbone.dtype: {wanted}, but under DeepSpeed the weights are in the precision that is computed in, here "
+            f"{computed}: set trainer.bf16=true for bfloat16, or backbone.dtype=auto"
+        )
+    return computed
 
 
 def prepare() -> None:
