@@ -56,13 +56,13 @@ def save(engine: Any, folder: Path, prove: Callable[[Mapping[str, torch.Tensor],
 
 def load_weights(model: Any, folder: Path) -> None:
     """Put the saved weights into the model, whole or spread by ZeRO-3, before DeepSpeed takes it."""
-    from deepspeed.zero import GatheredParameters
+    from deepspeed import zero
 
     with ExitStack() as stack, torch.no_grad():
         saved = _Saved(folder, stack)
         for name, parameter in _trained(model):
             spread = [parameter] if hasattr(parameter, "ds_id") else []
-            with GatheredParameters(spread, modifier_rank=0, enabled=bool(spread)):
+            with zero.GatheredParameters(spread, modifier_rank=0, enabled=bool(spread)):
                 if parameter.numel():
                     parameter.copy_(saved(_WEIGHT, name))
 
