@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import subprocess
@@ -362,6 +363,16 @@ def test_float16_is_refused_where_deepspeed_cannot(medframe: Medframe, recipe: P
         pytest.skip("this machine has float16")
     with pytest.raises(public.RecipeError, match=r"trainer\.fp16: DeepSpeed has no float16 on this machine"):
         config("zero2", fp16=True)
+
+
+def test_deepspeed_that_is_not_installed_is_told(
+    medframe: Medframe, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "deepspeed" else found(name))
+    assert medframe("run", recipe, "--print").code == 0
+    ended = medframe("run", recipe, "--print", "trainer.deepspeed=zero2")
+    assert (ended.code, "deepspeed is not installed: pip install deepspeed" in ended.err) == (2, True)
 
 
 def test_a_path_is_relative_to_the_recipe_and_a_name_is_a_name(medframe: Medframe, recipe: Path, write: Write) -> None:

@@ -107,7 +107,7 @@ def config(
     """
     assert settings.deepspeed is not None
     where, content = name(settings.deepspeed), section(settings.deepspeed)
-    values = [*shared(settings), *counts(settings, content, world, accumulate, total_steps, rows)]
+    values = [*shared(settings), *counts(settings, world, accumulate, total_steps, rows)]
     if found := list(contradictions(content, values, where)):
         raise RecipeError(*(f"trainer: deepspeed: {problem}" for problem in found))
     for key in ONLY_PRINT:

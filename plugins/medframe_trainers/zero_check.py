@@ -116,9 +116,7 @@ def shared(settings: Settings) -> list[Shared]:
     return values
 
 
-def counts(
-    settings: Settings, content: dict[str, Any], world: int, accumulate: int, total_steps: int, rows: int | None
-) -> list[Shared]:
+def counts(settings: Settings, world: int, accumulate: int, total_steps: int, rows: int | None) -> list[Shared]:
     """As `shared`, what both may say of counts that the number of processes and of steps decides."""
     samples = "batching.rows" if rows else "one packed row in a micro-batch:"
     whole = "batching.rows x gradient_accumulation_steps" if rows else "gradient_accumulation_steps"
