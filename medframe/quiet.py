@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import warnings
 
 
 def libraries() -> None:
-    """No progress bars, no advice and no notices of future changes from transformers, peft and torch."""
-    from transformers.utils import logging
+    """No progress bars, no advice and no notices of future changes from transformers, peft, torch and DeepSpeed."""
+    from transformers.utils import logging as transformers_logging
 
-    logging.disable_progress_bar()
-    logging.set_verbosity_error()
-    warnings.filterwarnings("ignore", category=FutureWarning, module=r"(transformers|peft|torch|accelerate)\b")
-    warnings.filterwarnings("ignore", category=UserWarning, module=r"(transformers|peft|torch|accelerate)\b")
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    logging.getLogger("accelerate").setLevel(logging.ERROR)
+    # accelerate imports DeepSpeed wherever it is installed, and DeepSpeed sets its logger's level when it is imported.
+    logging.getLogger("DeepSpeed").addFilter(_errors)
+    warnings.filterwarnings(
+        "ignore", category=FutureWarning, module=r"(transformers|peft|torch|accelerate|deepspeed)\b"
+    )
+    warnings.filterwarnings("ignore", category=UserWarning, module=r"(transformers|peft|torch|accelerate|deepspeed)\b")
+
+
+def _errors(record: logging.LogRecord) -> bool:
+    return record.levelno >= logging.ERROR

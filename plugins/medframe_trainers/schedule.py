@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,8 +47,7 @@ def scheduler(optimizer: Optimizer, settings: Settings, total_steps: int) -> LRS
 
     section = _section(settings)
     if section:
-        warmup, after = _deepspeeds(section, settings, total_steps)
-        return LambdaLR(optimizer, _joined(warmup, after))
+        return LambdaLR(optimizer, _deepspeeds(section, settings, total_steps))
     name, steps = settings.lr_scheduler_type or "linear", settings.warmup(total_steps)
     if settings.warmup_type != "log" or not steps:
         scheduler: LRScheduler = _transformers(optimizer, name, steps, total_steps, settings.lr_scheduler_kwargs)
@@ -69,13 +67,8 @@ def check(settings: Settings) -> None:
         if kind == "log" and name in _NOT_FACTORS:
             raise ValueError(f"warmup_type log: lr_scheduler_type {name} has no warm-up")
         return
-    where = zero.name(settings.deepspeed or {})
-    if section.get("type") not in DEEPSPEEDS:
-        raise ValueError(
-            f"deepspeed: {where} names the scheduler {section.get('type')!r}; take {', '.join(DEEPSPEEDS)}, "
-            "or leave it out and name lr_scheduler_type"
-        )
-    theirs = section["type"]
+    where, theirs, params = zero.name(settings.deepspeed or {}), str(section.get("type")), section.get("params") or {}
+    _check_section(where, theirs, params)
     if name and name != DEEPSPEEDS[theirs]:
         raise ValueError(
             f"deepspeed: {where} names the scheduler {theirs}, the recipe lr_scheduler_type {name}: "
@@ -85,17 +78,7 @@ def check(settings: Settings) -> None:
         raise ValueError(
             f"lr_scheduler_kwargs: {where} names the scheduler {theirs}, which takes its own params; remove one of them"
         )
-    params = section.get("params") or {}
-    known = {"warmup_num_steps", "warmup_type"}
-    known |= {"warmup_min_ratio", "cos_min_ratio"} if theirs == "WarmupCosineLR" else {"warmup_min_lr", "warmup_max_lr"}
-    known |= set() if theirs == "WarmupLR" else {"total_num_steps"}
-    for key in params:
-        # last_batch_iteration: where to go on, which the checkpoint knows.
-        if key not in known:
-            raise ValueError(f"deepspeed: {where}: {theirs} takes no {key}; it takes {', '.join(sorted(known))}")
     their_kind = params.get("warmup_type", "log")
-    if their_kind not in WARMUP_TYPES:
-        raise ValueError(f"deepspeed: {where} says warmup_type {their_kind!r}; it is linear or log")
     if kind and kind != their_kind:
         said = "says" if "warmup_type" in params else f"names the scheduler {theirs}, whose default is"
         raise ValueError(
@@ -103,33 +86,54 @@ def check(settings: Settings) -> None:
         )
 
 
+def _check_section(where: str, theirs: str, params: dict[str, Any]) -> None:
+    """ValueError unless it is a scheduler of DeepSpeed's that is run here, with parameters that it has."""
+    if theirs not in DEEPSPEEDS:
+        raise ValueError(
+            f"deepspeed: {where} names the scheduler {theirs!r}; take {', '.join(DEEPSPEEDS)}, or leave it out and "
+            "name lr_scheduler_type"
+        )
+    known = ["warmup_num_steps", "warmup_type"]
+    known += ["warmup_min_ratio", "cos_min_ratio"] if theirs == "WarmupCosineLR" else ["warmup_min_lr", "warmup_max_lr"]
+    known += [] if theirs == "WarmupLR" else ["total_num_steps"]
+    for key, value in params.items():
+        if key not in known:
+            raise ValueError(f"deepspeed: {where}: {theirs} takes no {key} here; it takes {', '.join(known)}")
+        if key == "warmup_type" and value not in WARMUP_TYPES:
+            raise ValueError(f"deepspeed: {where} says warmup_type {value!r}; it is linear or log")
+        if "min" in key and type(value) not in (int, float) and (key, value) != ("warmup_min_lr", "auto"):
+            raise ValueError(f"deepspeed: {where} says scheduler.params.{key} {value!r}; it must be a number")
+
+
 def _section(settings: Settings) -> dict[str, Any]:
     """The scheduler section of the recipe's DeepSpeed configuration; empty where there is none."""
     return (zero.section(settings.deepspeed).get("scheduler") if settings.deepspeed is not None else None) or {}
 
 
-def _deepspeeds(
-    section: Mapping[str, Any], settings: Settings, total_steps: int
-) -> tuple[Warmup, Callable[[int], float]]:
-    """What deepspeed.runtime.lr_schedules computes from the section, as factors of the learning rate."""
+def _deepspeeds(section: dict[str, Any], settings: Settings, total_steps: int) -> Callable[[int], float]:
+    """What deepspeed.runtime.lr_schedules makes of the section, as factors of the learning rate."""
     params, theirs = section.get("params") or {}, section["type"]
-    # Both bounds as DeepSpeed and transformers' integration set them: no warm-up is one of 1 step, which becomes 2.
+    # As transformers' integration and then DeepSpeed raise it: no warm-up is one of 1 step, and 1 step becomes 2.
     steps = max(2, settings.warmup(total_steps))
-    kind = params.get("warmup_type", "log")
-    span = max(1, total_steps - steps)
+    kind, span = params.get("warmup_type", "log"), max(1, total_steps - steps)
     if theirs == "WarmupCosineLR":
-        low = float(params.get("cos_min_ratio", 0.0001))
+        start, low = float(params.get("warmup_min_ratio", 0)), float(params.get("cos_min_ratio", 0.0001))
 
-        def cosine(step: int) -> float:
+        def after(step: int) -> float:
             done = min(1.0, (step - steps + 1) / span)
             return max(0.0, low + (1 - low) * (1 + math.cos(math.pi * done)) / 2)
+    else:
+        lowest = params.get("warmup_min_lr", 0)
+        start = 0.0 if lowest == "auto" else float(lowest) / settings.learning_rate
 
-        return Warmup(kind, steps, float(params.get("warmup_min_ratio", 0))), cosine
-    lowest = params.get("warmup_min_lr", 0)
-    start = 0.0 if lowest == "auto" else float(lowest) / settings.learning_rate
-    if theirs == "WarmupLR":
-        return Warmup(kind, steps, start), lambda step: 1.0
-    return Warmup(kind, steps, start), lambda step: start + (1 - start) * max(0.0, (total_steps - step) / span)
+        def after(step: int) -> float:
+            falling = theirs == "WarmupDecayLR"
+            return start + (1 - start) * max(0.0, (total_steps - step) / span) if falling else 1.0
+
+    rates = _joined(Warmup(kind, steps, start), after)
+    # Its schedulers count from -1, so that they are a step behind: the rate of the first step is one of its own.
+    first = 0.0 if theirs == "WarmupCosineLR" else start
+    return lambda step: rates(step - 1) if step else first
 
 
 def _joined(warmup: Warmup, after: Callable[[int], float]) -> Callable[[int], float]:

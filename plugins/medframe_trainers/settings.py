@@ -108,7 +108,7 @@ class Settings(Trainer):
         schedule.check(self)
 
     def _check_training_arguments(self) -> None:
-        own = set(_OWN) | {"keep", "save_total_limit"}
+        own = set(_OWN) | {"keep", "save_total_limit", "deepspeed"}
         for name in self.training_arguments:
             if name in own:
                 raise ValueError(f"training_arguments.{name} is a field of the trainer itself: name it once, there")
@@ -185,7 +185,6 @@ _FRAMES = (
     "hub_model_id",
     "hub_strategy",
     "hub_token",
-    "deepspeed",
     "fsdp",
     "fsdp_config",
     "train_sampling_strategy",

@@ -6,6 +6,7 @@ import copy
 import importlib.util
 import json
 import os
+import shutil
 from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
@@ -107,7 +108,7 @@ def config(
     """
     assert settings.deepspeed is not None
     where, content = name(settings.deepspeed), section(settings.deepspeed)
-    values = [*shared(settings), *counts(settings, content, world, accumulate, total_steps, rows)]
+    values = [*shared(settings), *counts(settings, world, accumulate, total_steps, rows)]
     if found := list(contradictions(content, values, where)):
         raise RecipeError(*(f"trainer: deepspeed: {problem}" for problem in found))
     for key in ONLY_PRINT:
@@ -153,28 +154,21 @@ def dtype(settings: Settings, wanted: Dtype) -> Dtype:
 
 
 def prepare() -> None:
-    """Import deepspeed so that it builds nothing and prints no more than errors, to standard error.
+    """Keep DeepSpeed from compiling anything: to be called before the process group is made.
 
-    To be called before the process group is made: DeepSpeed compiles its shared-memory collectives there, though
-    gloo serves, and they leave 66 MB a process in /dev/shm for good.
+    It would build collectives over shared memory there, in a minute, though gloo serves; and each process would
+    leave 66 MB in /dev/shm for good.
     """
-    import logging
-    import sys
-
     import torch
 
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    if torch.accelerator.is_available():
+        return
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
     import deepspeed.ops
-    from deepspeed.utils import logger
 
     operators = getattr(deepspeed.ops, "__compatible_ops__", {})  # a private table
-    if not torch.accelerator.is_available() and "deepspeed_shm_comm" in operators:
+    if "deepspeed_shm_comm" in operators:
         operators["deepspeed_shm_comm"] = False
-    for handler in logger.handlers:
-        handler.setLevel(logging.ERROR)
-        if isinstance(handler, logging.StreamHandler):
-            handler.setStream(sys.stderr)
 
 
 def _is_the_recipes(optimizer: dict[str, Any] | None) -> bool:
@@ -240,8 +234,23 @@ def _validate(content: dict[str, Any], where: str) -> None:
         get_communication_data_type(content)
     except (ValueError, TypeError, AssertionError) as error:  # pydantic's is a ValueError
         raise RecipeError(f"trainer: deepspeed: {where}: {' '.join(str(error).split())}") from error
+    _check_compiler(content.get("optimizer"), where)
     if content["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
         raise RecipeError("trainer.fp16: DeepSpeed has no float16 on this machine; give trainer.bf16=true instead")
+
+
+def _check_compiler(optimizer: dict[str, Any] | None, where: str) -> None:
+    """RecipeError for an optimizer that DeepSpeed would have to compile where nothing can."""
+    from deepspeed.git_version_info import installed_ops
+
+    if optimizer is None or optimizer["type"].lower() in ("sgd", "adagrad") or optimizer["params"].get("torch_adam"):
+        return
+    compiler = os.environ.get("CXX", "c++")
+    if not any(installed_ops.values()) and not (shutil.which(compiler) and shutil.which("ninja")):
+        raise RecipeError(
+            f"trainer: deepspeed: {where} names an optimizer of DeepSpeed's own ({optimizer['type']}), which must be "
+            f"compiled, and {compiler} or ninja is not here; leave the section out, and the Trainer makes AdamW"
+        )
 
 
 def _autos(content: Mapping[str, Any], prefix: str = "") -> Iterator[str]:

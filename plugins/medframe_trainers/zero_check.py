@@ -86,7 +86,7 @@ REFUSED_OF_ZERO = {
     "cpu_offload": 'an old name; write "offload_optimizer": {"device": "cpu"}',
     "cpu_offload_param": 'an old name; write "offload_param": {"device": "cpu"}',
 }
-_DEEPSPEEDS_OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "Lamb", "Lion", "Muon", "SGD")
+_OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "Lion", "SGD")
 
 
 def problems(settings: Settings, content: dict[str, Any], where: str) -> list[str]:
@@ -116,18 +116,16 @@ def shared(settings: Settings) -> list[Shared]:
     return values
 
 
-def counts(
-    settings: Settings, content: dict[str, Any], world: int, accumulate: int, total_steps: int, rows: int | None
-) -> list[Shared]:
+def counts(settings: Settings, world: int, accumulate: int, total_steps: int, rows: int | None) -> list[Shared]:
     """As `shared`, what both may say of counts that the number of processes and of steps decides."""
-    samples = "batching.rows" if rows else "batching, whose micro-batches are one packed row:"
+    samples = "batching.rows" if rows else "one packed row in a micro-batch:"
+    whole = "batching.rows x gradient_accumulation_steps" if rows else "gradient_accumulation_steps"
     rows = rows or 1
-    whole = f"{samples} x gradient_accumulation_steps"
     return [
         _warmup(settings.warmup(total_steps)),
         ("scheduler.params.total_num_steps", "steps", total_steps),
         ("train_micro_batch_size_per_gpu", samples, rows),
-        ("gradient_accumulation_steps", f"gradient_accumulation_steps over {world} processes", accumulate),
+        ("gradient_accumulation_steps", f"gradient_accumulation_steps, on each of {world} processes,", accumulate),
         ("train_batch_size", whole, rows * accumulate * world),
     ]
 
@@ -207,10 +205,9 @@ def _wrong_optimizer(content: dict[str, Any], where: str, settings: Settings) ->
     if not isinstance(optimizer, dict):
         return
     kind = optimizer.get("type")
-    if str(kind).lower() not in map(str.lower, _DEEPSPEEDS_OPTIMIZERS):
+    if str(kind).lower() not in map(str.lower, _OPTIMIZERS):
         yield (
-            f"{where} names the optimizer {_shown(kind)}; take {', '.join(_DEEPSPEEDS_OPTIMIZERS)}, or leave it out "
-            "and name optim"
+            f"{where} names the optimizer {_shown(kind)}; take {', '.join(_OPTIMIZERS)}, or leave it out and name optim"
         )
     elif settings.optim not in ("adamw_torch", "adamw_torch_fused"):
         yield f"{where} names the optimizer {kind}, the recipe optim {settings.optim}: two optimizers; remove one"
