@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medframe import manifest, vocabulary
+from medframe import hub, manifest, vocabulary
 from medframe.batch import Batches
 from medframe.compose import Composed
 from medframe.dataset import BadRow
@@ -19,7 +19,6 @@ from medframe.prepare import Prepared, check_context, prepare
 from medframe.recipe import Recipe, build
 from medframe.run import check_free
 from medframe.source import Source
-from medframe.weights import HUB_ID
 
 
 @dataclass
@@ -59,7 +58,7 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     if local:
         _note(report, lambda: vocabulary.check(recipe.backbone))
         _note(report, lambda: manifest.check_adapters(recipe.backbone))
-    elif weights != "tiny" and not re.fullmatch(HUB_ID, weights):
+    elif weights != "tiny" and not re.fullmatch(hub.ID, weights):
         _note(report, recipe.backbone.directory)
     # Every row is read here: one that would stop the run is one problem among others.
     tolerant = replace(recipe, limits=replace(recipe.limits, on_bad_row="skip", on_unlearnable="skip"))
