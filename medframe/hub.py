@@ -115,6 +115,8 @@ def pin(known: Mapping[str, str]) -> None:
 def _client() -> Any:
     """huggingface_hub, asking the hub for nothing but what was named."""
     import huggingface_hub
+    import huggingface_hub.constants
+    import huggingface_hub.errors
 
     # Else it asks which programs for writing code there are, to tell the hub of the one that may be using us.
     huggingface_hub.constants.HF_HUB_DISABLE_TELEMETRY = True
