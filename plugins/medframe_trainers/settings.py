@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from medframe import Trainer
+from medframe_trainers import trackers
 from medframe_trainers.stream import Stream
 
 if TYPE_CHECKING:
@@ -65,6 +66,8 @@ class Settings(Trainer):
     """Optimizer steps between two checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
+    report_to: list[str] = field(default_factory=list)
+    """Trackers that are told what metrics.jsonl holds: tensorboard, wandb, mlflow."""
     training_arguments: dict[str, Any] = field(default_factory=dict)
     """Any other argument of transformers.TrainingArguments, by its own name."""
 
@@ -89,11 +92,12 @@ class Settings(Trainer):
                 raise ValueError(f"{name} {value!r} is unknown to the installed transformers{_hint(value, known)}")
         if not 0 < self.num_train_epochs < math.inf:
             raise ValueError(f"num_train_epochs must be above 0 and finite, not {self.num_train_epochs}")
+        trackers.check(self.report_to)
         if self.training_arguments:
             self._check_training_arguments()
 
     def _check_training_arguments(self) -> None:
-        own = set(_OWN) | {"keep", "save_total_limit"}
+        own = set(_OWN) | {"keep", "report_to", "save_total_limit"}
         for name in self.training_arguments:
             if name in own:
                 raise ValueError(f"training_arguments.{name} is a field of the trainer itself: name it once, there")
@@ -148,7 +152,6 @@ _FRAMES = (
     "data_seed",
     "remove_unused_columns",
     "disable_tqdm",
-    "report_to",
     "save_strategy",
     "eval_strategy",
     "eval_on_start",
