@@ -1,6 +1,6 @@
 """TensorBoard, Weights & Biases and MLflow: told what metrics.jsonl holds, where a recipe names them.
 
-Each gets the recipe, once, and the numbers; no text of a sample, no console output, no code, nothing of the machine.
+Each gets the recipe, once, and the numbers: no text of a sample, no console output, no code, no state of the machine.
 Where they report to is theirs to know: WANDB_PROJECT, WANDB_MODE, MLFLOW_TRACKING_URI, MLFLOW_EXPERIMENT_NAME, ...
 """
 
@@ -23,6 +23,10 @@ from typing import Any
 from omegaconf import OmegaConf
 
 from medframe import Job, RecipeError
+
+# What they tell their makers is settled when they are imported, and DeepSpeed imports mlflow unasked.
+os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
+os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
 
 
 class Tracker(ABC):
@@ -68,7 +72,6 @@ class Wandb(Tracker):
     """A run of Weights & Biases, in the project WANDB_PROJECT, else `medframe`; its own files lie in OUT/wandb."""
 
     def __init__(self, job: Job) -> None:
-        os.environ.setdefault("WANDB_ERROR_REPORTING", "false")  # before it is imported
         wandb: Any = importlib.import_module("wandb")
         known = _known_id(job, "wandb") or uuid.uuid4().hex[:8]
         self._run = wandb.init(
@@ -78,14 +81,17 @@ class Wandb(Tracker):
             resume="allow" if job.resume else None,
             config=_recipe(job),
             dir=str(job.out),
-            # Left to itself it sends the output, on which answers are shown, the code and what the machine is.
+            # Left to itself it sends the output, the code, what is installed and what the machine is doing.
             settings=wandb.Settings(
                 console="off",
                 disable_git=True,
                 disable_code=True,
                 save_code=False,
+                x_disable_machine_info=True,
                 x_disable_meta=True,
                 x_disable_stats=True,
+                x_save_requirements=False,
+                host="",
                 quiet=True,
             ),
         )
@@ -102,7 +108,6 @@ class MLflow(Tracker):
     """A run of MLflow, where MLFLOW_TRACKING_URI says."""
 
     def __init__(self, job: Job) -> None:
-        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before it is imported
         mlflow: Any = importlib.import_module("mlflow")
         self._mlflow = mlflow
         known = _known_id(job, "mlflow")
