@@ -18,11 +18,11 @@ class Backbone(ABC):
     """A base model. Everything that a trainer or a chat needs to know of an architecture is here."""
 
     weights: str = "tiny"
-    """Directory, hub id, or `tiny`: a small model of the same architecture, made on the spot."""
+    """Directory, hub id OWNER/NAME[@REVISION], or `tiny`: a small model of the same architecture, made on the spot."""
     tokenizer: str | None = None
-    """Directory of the tokenizer, where it is not the weights'."""
+    """Directory or hub id of the tokenizer, where it is not the weights'."""
     adapters: list[str] = field(default_factory=list)
-    """Adapter directories, merged into the weights in this order; the last one's tokenizer is used."""
+    """Directories or hub ids of adapters, merged into the weights in this order; the last one's tokenizer is used."""
     dtype: Dtype = "auto"
     """Precision of the weights in memory; auto: as they are stored."""
 

@@ -6,6 +6,7 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from medframe import hub
 from medframe.ledger import Ledger
 from medframe.recipe import Recipe
 
@@ -41,11 +42,17 @@ def card(recipe: Recipe, manifest: Mapping[str, Any], ledgers: Sequence[Ledger])
             f"- `{source['section']}`: {ledger.rows:,} rows, {ledger.kept:,} kept, {ledger.shortened:,} shortened, "
             f"{ledger.skipped:,} skipped, {ledger.repeated:,} repeating an earlier one; "
             f"{ledger.supervised:,} supervised tokens. "
-            f"Licence as published: {source['licence']}. {source['homepage']}".rstrip()
+            f"{_lineage(source['path'])}Licence as published: {source['licence']}. {source['homepage']}".rstrip()
         )
     libraries = ", ".join(f"{name} {version}" for name, version in manifest["libraries"].items())
     lines += ["", "## Made with", "", f"medframe {manifest['medframe']}, {libraries}; {manifest['machine']}"]
     return "\n".join(lines) + "\n"
+
+
+def _lineage(path: str | list[str]) -> str:
+    """Where the rows came from, if others can find it there: a path on this machine tells them nothing."""
+    public = [name for name in ([path] if isinstance(path, str) else path) if name.startswith(hub.SCHEME)]
+    return f"From {', '.join(f'`{name}`' for name in public)}. " if public else ""
 
 
 def comparison(rows: Sequence[Mapping[str, str]], tiny: bool) -> str:

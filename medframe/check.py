@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from medframe import manifest, vocabulary
+from medframe import hub, manifest, vocabulary
 from medframe.batch import Batches
 from medframe.compose import Composed
 from medframe.dataset import BadRow
@@ -19,7 +19,6 @@ from medframe.prepare import Prepared, check_context, prepare
 from medframe.recipe import Recipe, build
 from medframe.run import check_free
 from medframe.source import Source
-from medframe.weights import HUB_ID
 
 
 @dataclass
@@ -59,7 +58,7 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     if local:
         _note(report, lambda: vocabulary.check(recipe.backbone))
         _note(report, lambda: manifest.check_adapters(recipe.backbone))
-    elif weights != "tiny" and not re.fullmatch(HUB_ID, weights):
+    elif weights != "tiny" and not re.fullmatch(hub.ID, weights):
         _note(report, recipe.backbone.directory)
     # Every row is read here: one that would stop the run is one problem among others.
     tolerant = replace(recipe, limits=replace(recipe.limits, on_bad_row="skip", on_unlearnable="skip"))
@@ -102,7 +101,7 @@ def _measure(report: Report, recipe: Recipe, prepared: Prepared) -> None:
         "longest": int(lengths.max()),
     }
     report.micro_batches = len(train.epoch(0))
-    report.steps = recipe.trainer.steps(train)
+    report.steps = recipe.trainer.steps(train, recipe.processes)
     if dropped := train.dropped():
         report.notes.append(f"batching.map_batch drops {dropped:,} tokens from every epoch, as published")
     for what, hashes in (("questions are asked", _questions(train)), ("answers are given", _answers(train))):

@@ -84,7 +84,7 @@ class DatasetSource(ABC):
     """Where samples come from. The frame reads the files, the plugin explains one row."""
 
     path: str | list[str] = "???"
-    """File, list of files or glob (JSON, JSON lines, CSV); `sample` is the plugin's own bundled sample."""
+    """File, list of files or glob, here or hf://datasets/OWNER/NAME/FILE; `sample`: the plugin's own bundled sample."""
 
     path_fields: ClassVar[tuple[str, ...]] = ("path",)
     bundled: ClassVar[str | None] = None
@@ -121,16 +121,18 @@ class DatasetSource(ABC):
 
     def fingerprint(self) -> str | None:
         """sha256 of all that the samples depend on besides the fields; None: it cannot be known, read anew each run."""
-        from medframe.files import fingerprint
+        from medframe.files import find, fingerprint
+        from medframe.hub import SCHEME
 
         if type(self).__iter__ is not DatasetSource.__iter__:
             return None
         others = [getattr(self, name) for name in self.path_fields if name != "path"]
-        files = [Path(value) for value in others if isinstance(value, str) and Path(value).is_file()]
-        return fingerprint([*self.files(), *files])
+        named = [value for value in others if isinstance(value, str)]
+        read = [value for value in named if value.startswith(SCHEME) or Path(value).is_file()]
+        return fingerprint([*self.files(), *(find(read) if read else [])])
 
     def files(self) -> list[Path]:
-        """The files that `path` names, globs sorted; DataError when one is missing."""
+        """The files that `path` names, globs sorted, those of the hub fetched; DataError when one is missing."""
         from medframe.files import find
 
         if self.path == "sample":

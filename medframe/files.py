@@ -1,4 +1,4 @@
-"""Files on disk: those that a path names, what is in them as a digest, and how their text is encoded."""
+"""Files: those that a path names, what is in them as a digest, and how their text is encoded."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import BinaryIO
 
+from medframe import hub
 from medframe.errors import DataError
 
 _CHUNK = 1 << 18
@@ -26,13 +27,18 @@ _WIDE_BOMS = {  # UTF-32 first: its little-endian mark begins with that of UTF-1
 def find(path: str | list[str]) -> list[Path]:
     """The files that a path, a list of paths, or globs (`**` too) name, each once, each glob's sorted.
 
-    DataError when one is missing, is a folder, or matches nothing.
+    Those named hf://datasets/... are fetched where they are not in the hub's cache. DataError when one is missing, is
+    a folder, or matches nothing.
     """
     names = [path] if isinstance(path, str) else path
     if not names or not all(names):
         raise DataError("path: empty; give a file, a list of files or a glob such as data/*.jsonl")
     found: dict[Path, Path] = {}  # resolved -> as named, so that ./a and a are one file
     for name in names:
+        if "://" in name:
+            # Not resolved: two files of the same content are one blob in the hub's cache.
+            found |= {file: file for file in _on_hub(name)}
+            continue
         try:
             for file in _matches(os.path.expanduser(name)):
                 found.setdefault(file.resolve(), file)
@@ -52,12 +58,12 @@ def fingerprint(files: Sequence[Path]) -> str:
                 while chunk := raw.read(_CHUNK):
                     digest.update(chunk)
         except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{hub.shown(file)}: cannot be read: {error.strerror or error}") from error
     return digest.hexdigest()
 
 
-def past_mark(file: Path, raw: BinaryIO) -> int:
-    """Step over a byte-order mark, and say where the text begins; DataError for UTF-16 and UTF-32."""
+def past_mark(file: str, raw: BinaryIO) -> int:
+    """Step over a byte-order mark, and say where the text begins; DataError, naming `file`, for UTF-16 and UTF-32."""
     head = raw.read(4)
     for mark, name in _WIDE_BOMS.items():
         if head.startswith(mark):
@@ -67,8 +73,8 @@ def past_mark(file: Path, raw: BinaryIO) -> int:
     return start
 
 
-def encoding_of(file: Path, raw: BinaryIO) -> tuple[str, bool]:
-    """The encoding that most lines are in, and whether all of them are."""
+def encoding_of(file: str, raw: BinaryIO) -> tuple[str, bool]:
+    """The encoding that most lines are in, and whether all of them are; DataError, naming `file`, where in none."""
     utf8 = codecs.getincrementaldecoder("utf-8")()
     start = raw.tell()
     try:
@@ -107,6 +113,15 @@ def encoding_of(file: Path, raw: BinaryIO) -> tuple[str, bool]:
     raise DataError(f"{file}: neither UTF-8 nor GB18030; convert it, for example: iconv -f BIG5 -t UTF-8")
 
 
+def _on_hub(name: str) -> list[Path]:
+    if not name.startswith(hub.SCHEME):
+        raise DataError(f"{name}: is no file here, and elsewhere only {hub.SCHEME}datasets/OWNER/NAME/FILE is read")
+    try:
+        return hub.data(name)
+    except hub.HubError as error:
+        raise DataError(str(error)) from error
+
+
 def _matches(name: str) -> list[Path]:
     path = Path(name)
     if path.is_file():  # before globbing: `[1].json` may be a file's real name
@@ -121,7 +136,10 @@ def _matches(name: str) -> list[Path]:
             raise DataError(f"{name}: matches no file (looked from {Path.cwd()}); give a glob that does")
         return files
     if not path.parent.is_dir():
-        raise DataError(f"{name}: no such file: there is no folder {path.parent} (looked from {Path.cwd()})")
+        hint = ""
+        if not path.suffix and path.parent.parent.is_dir():  # it may have been meant as a hub id
+            hint = f"; a data set of the hub is named {hub.SCHEME}datasets/{path.parent.name}/{path.name}"
+        raise DataError(f"{name}: no such file: there is no folder {path.parent} (looked from {Path.cwd()}){hint}")
     near = difflib.get_close_matches(path.name, [entry.name for entry in path.parent.iterdir()], n=1)
     hint = f"did you mean {path.parent / near[0]}?" if near else f"give a file in {path.parent.resolve()}"
     raise DataError(f"{name}: no such file; {hint}")

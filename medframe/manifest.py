@@ -8,13 +8,14 @@ import mmap
 import platform
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import medframe
+from medframe import hub
 from medframe.backbone import Backbone
 from medframe.errors import BackboneError, RunError
 from medframe.fingerprint import format_fingerprint, tokenizer_fingerprint
@@ -45,6 +46,7 @@ def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "profile": recipe.profile,
         "seed": recipe.seed,
         "base": base(recipe.backbone),
+        "hub": hub.commits(_named(recipe.backbone, sources)),
         "tokenizer": tokenizer_fingerprint(prepared.tokenizer),
         "prompt": {
             "use": recipe.components["prompt"].name,
@@ -71,6 +73,15 @@ def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
     }
 
 
+def _named(backbone: Backbone, sources: Sequence[Source]) -> Iterator[str]:
+    """Every weight and path as the recipe names it."""
+    yield from (name for name in (backbone.weights, backbone.tokenizer, *backbone.adapters) if name)
+    for source in sources:
+        for field in source.dataset.path_fields:
+            value = getattr(source.dataset, field)
+            yield from value if isinstance(value, list) else [value] if isinstance(value, str) else []
+
+
 def base(backbone: Backbone) -> dict[str, Any]:
     """What the untrained model is, by content: a fingerprint, and a digest of each tensor to name one that differs."""
     directories = [backbone.directory(), *backbone.adapter_directories()]
@@ -81,7 +92,7 @@ def base(backbone: Backbone) -> dict[str, Any]:
         tensors |= {f"{prefix}{name}": digest for name, digest in _tensors(directory)}
         configs.append(_config(directory))
     whole = hashlib.sha256(json.dumps([sorted(tensors.items()), configs], sort_keys=True).encode()).hexdigest()
-    return {"weights": str(directories[0]), "fingerprint": whole, "tensors": dict(sorted(tensors.items()))}
+    return {"weights": hub.shown(directories[0]), "fingerprint": whole, "tensors": dict(sorted(tensors.items()))}
 
 
 def check_adapters(backbone: Backbone) -> None:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from medframe import hub
 from medframe.backbone import Backbone
 from medframe.batch import Batching
 from medframe.compose import Composed
@@ -23,7 +24,6 @@ from medframe.plugins import FRAME_KEYS, Component, catalog
 from medframe.prompt import PromptFormat
 from medframe.source import Mix, Source
 from medframe.trainer import Trainer
-from medframe.weights import HUB_ID
 
 T = TypeVar("T")
 
@@ -302,15 +302,17 @@ class _Builder:
     def _rooted(self, key: str, value: Any, hub_ids: bool) -> Any:
         """The path made absolute, from the folder of the file that wrote it, or the working directory.
 
-        What names no file there stays where it may be a word (`tiny`, `sample`, `random:7b`) or a hub id.
+        What names no file there stays where it may be a word (`tiny`, `sample`, `random:7b`) or something on a hub.
         """
         if isinstance(value, list):
             return [self._rooted(key, each, hub_ids) for each in value]
         if not isinstance(value, str) or "${" in value or value in ("tiny", "sample", MISSING):
             return value
+        if "://" in value:
+            return value
         origin = self.composed.origin(key)
         path = (origin.base if origin else Path.cwd()) / Path(value).expanduser()
-        word = r"\w[\w-]*(:[\w.-]+)?" + (f"|{HUB_ID}" if hub_ids else "")
+        word = r"\w[\w-]*(:[\w.-]+)?" + (f"|{hub.ID}" if hub_ids else "")
         return value if re.fullmatch(word, value) and not path.exists() else os.path.abspath(path)
 
     def _store(self, path: str, values: Any) -> None:

@@ -13,6 +13,7 @@ from typing import Any, BinaryIO, TextIO
 from medframe.dataset import BadRow, Row, Where
 from medframe.errors import DataError
 from medframe.files import encoding_of, past_mark
+from medframe.hub import shown
 
 _BLANK = " \t\r\n"
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
@@ -34,32 +35,33 @@ def read(files: Sequence[Path]) -> Iterator[Row | BadRow]:
         try:
             yield from _rows(file)
         except OSError as error:
-            raise DataError(f"{file}: cannot be read: {error.strerror or error}") from error
+            raise DataError(f"{shown(file)}: cannot be read: {error.strerror or error}") from error
         except UnicodeDecodeError as error:  # the first pass found none
-            raise DataError(f"{file}: changed while it was being read") from error
+            raise DataError(f"{shown(file)}: changed while it was being read") from error
 
 
 def _rows(file: Path) -> Iterator[Row | BadRow]:
+    name = shown(file)
     with file.open("rb") as raw:
-        start = past_mark(file, raw)
+        start = past_mark(name, raw)
         separator = _SEPARATORS.get(file.suffix.lower())
         first = b"" if separator else _first(raw)
         if not (separator or first in (b"", b"[", b"{") or file.suffix.lower() in _JSON_NAMES):
             known = "JSON lines and JSON arrays (any name), .csv and .tsv"
-            raise DataError(f"{file}: neither begins like JSON nor is named like CSV; what is read: {known}")
+            raise DataError(f"{name}: neither begins like JSON nor is named like CSV; what is read: {known}")
         raw.seek(start)
-        encoding, clean = encoding_of(file, raw)
+        encoding, clean = encoding_of(name, raw)
         raw.seek(start)
         errors = "strict" if clean else "surrogateescape"
         # "\n" alone ends a JSON line: U+2028 and "\r" do not. CSV wants to see line ends as they are.
         text = io.TextIOWrapper(raw, encoding, errors, newline="" if separator else "\n")
         flawed = "" if clean else f"bytes that are not {encoding.upper()}"
         if separator:
-            yield from _csv_rows(str(file), text, separator, flawed)
+            yield from _csv_rows(name, text, separator, flawed)
         elif first == b"[":
-            yield from _Array(str(file), text, flawed).rows()
+            yield from _Array(name, text, flawed).rows()
         else:
-            yield from _json_lines(str(file), text, flawed)
+            yield from _json_lines(name, text, flawed)
 
 
 def _first(raw: BinaryIO) -> bytes:

@@ -38,6 +38,9 @@ OWN = (
     "checkpoints",
     "adapter",
     "model",
+    "tensorboard",
+    "wandb",
+    "trackers.json",
 )
 """All that a run writes into its directory; nothing else there is ever touched."""
 

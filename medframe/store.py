@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 Outcome = Encoded | Unlearnable | BadRow
 
-_CODE = ("dataset", "files", "rows", "encode", "tokens", "shorten", "ledger", "store")
+_CODE = ("dataset", "files", "hub", "rows", "encode", "tokens", "shorten", "ledger", "store")
 """The core's own modules that a row passes on its way into the store."""
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from medframe import hub
 from medframe.backbone import Backbone
 from medframe.compose import compose
 from medframe.encode import Encoder
@@ -46,6 +47,7 @@ def open_run(out: Path, base: Path | None = None, proven: bool = True) -> Traine
     manifest = read_manifest(out)
     if proven and manifest["state"] != "finished":
         raise RunError(f"{out}: the run has not finished; go on with medframe run RECIPE --resume")
+    hub.pin(manifest.get("hub", {}))
     backbone, prompt = speaker(compose(out / "recipe.yaml"))
     if base is not None:
         backbone = replace(backbone, weights=str(base))

@@ -106,8 +106,8 @@ class Trainer(ABC):
     path_words: ClassVar[tuple[str, ...]] = ()
     """Values of the path fields that have a meaning of their own, and are never taken for a file of that name."""
 
-    def steps(self, train: Batches) -> int | None:
-        """Optimizer steps that `fit` will take; None where the trainer cannot tell beforehand."""
+    def steps(self, train: Batches, world: int = 1) -> int | None:
+        """Optimizer steps that `fit` takes in `world` processes; None where the trainer cannot tell beforehand."""
         return None
 
     @abstractmethod

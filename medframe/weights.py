@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from medframe import hub
 from medframe.errors import BackboneError
 
 if TYPE_CHECKING:
@@ -17,12 +18,11 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
-HUB_ID = r"[\w-][\w.-]*/[\w-][\w.-]*"
 _NO_TENSORS = "is damaged or holds something other than tensors, which is not read: it could be made to run anything"
 
 
 def locate(name: str, what: str = "weights", small: bool = False) -> Path:
-    """The local directory of `name`, a directory or a hub id; BackboneError about the field `what` when there is none.
+    """The local directory of `name`, a directory or a `hub.ID`; BackboneError about the field `what` without one.
 
     Of a hub model, only the `small` files are fetched, configuration and tokenizer, or the weights as well.
     """
@@ -31,23 +31,14 @@ def locate(name: str, what: str = "weights", small: bool = False) -> Path:
         return path
     if path.exists():
         raise BackboneError(f"backbone.{what}: {path} is a file; give the directory it lies in")
-    if not re.fullmatch(HUB_ID, name):
+    if "://" in name:
+        raise BackboneError(f"backbone.{what}: {name}: a hub model is named OWNER/NAME or OWNER/NAME@REVISION")
+    if not re.fullmatch(hub.ID, name):
         raise BackboneError(f"backbone.{what}: no directory {path}")
-    from huggingface_hub import snapshot_download
-
-    kinds = ["*.json", "*.model", "*.jinja", "*.txt"]
     try:
-        found = Path(snapshot_download(name, allow_patterns=kinds))
-        if not small:
-            # What is there already costs nothing; a download that was interrupted goes on. Some models bring their
-            # weights twice, once consolidated.
-            snapshot_download(name, allow_patterns=["*.safetensors"], ignore_patterns=["consolidated*"])
-            if not any(found.glob("*.safetensors")):
-                snapshot_download(name, allow_patterns=["*.bin"])
-        return found
-    except Exception as error:
-        reason = str(error).partition("\n")[0]
-        raise BackboneError(f"backbone.{what}: no directory {name!r}, and no such hub model: {reason}") from error
+        return hub.model(name, small)
+    except hub.HubError as error:
+        raise BackboneError(f"backbone.{what}: no directory {name} is here, and {error}") from error
 
 
 def load(cls: type[Any], directory: Path, dtype: str, config: PretrainedConfig | None = None) -> PreTrainedModel:

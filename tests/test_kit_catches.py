@@ -364,7 +364,7 @@ class Saving(Trainer):
             job.tokenizer.save_pretrained(folder)
         job.finish(model)
 
-    def steps(self, train: Any) -> int | None:
+    def steps(self, train: Any, world: int = 1) -> int | None:
         return self.max_steps
 
     def change(self) -> float:

@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import time
-from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -348,28 +347,6 @@ def test_half_precision_that_loses_gradients_is_refused(data: Path, tmp_path: Pa
     result = train(data, tmp_path / "run", "backbone.dtype=float16")
     assert result.returncode == 2
     assert "gradients of float16 weights vanish without loss scaling; give backbone.dtype=bfloat16" in result.stderr
-
-
-def test_a_download_that_was_interrupted_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As huggingface_hub does: what lies there already is not asked for again."""
-    import huggingface_hub
-
-    from medframe.weights import locate
-
-    hub = {"config.json", "model-1.safetensors", "model-2.safetensors", "consolidated.safetensors", "pytorch_model.bin"}
-    (tmp_path / "model-1.safetensors").touch()  # all that came the first time
-
-    def snapshot_download(name: str, allow_patterns: list[str], ignore_patterns: list[str] | None = None) -> str:
-        for file in hub:
-            wanted = any(fnmatch(file, pattern) for pattern in allow_patterns)
-            if wanted and not any(fnmatch(file, pattern) for pattern in ignore_patterns or ()):
-                (tmp_path / file).touch()
-        return str(tmp_path)
-
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
-    assert locate("somebody/model") == tmp_path
-    names = {file.name for file in tmp_path.iterdir()}
-    assert names == {"config.json", "model-1.safetensors", "model-2.safetensors"}
 
 
 def test_weights_of_another_architecture_are_refused(data: Path, tmp_path: Path) -> None:

@@ -122,7 +122,7 @@ class CMedQA2(DatasetSource):
     @cached_property
     def _questions(self) -> dict[str, str]:
         """The questions by id, read once."""
-        if self.questions is None or not Path(self.questions).is_file():
+        if self.questions is None or not ("://" in self.questions or Path(self.questions).is_file()):
             raise DataError(f"questions: {self.questions}: no such file; name one file, cMedQA2's question.csv")
         found: dict[str, str] = {}
         for row in DatasetSource.rows(replace(self, path=self.questions)):

@@ -25,6 +25,7 @@ from medframe_trainers.loss import mean_loss, token_loss
 from medframe_trainers.session import session
 from medframe_trainers.stop import Stop
 from medframe_trainers.stream import Share, Stream
+from medframe_trainers.trackers import tracked
 from medframe_trainers.watch import Watch
 from medframe_trainers.whole import runnable
 
@@ -47,8 +48,12 @@ def arguments(job: Job, settings: Settings) -> Iterator[TrainingArguments]:
     given = settings.arguments() | {"gradient_accumulation_steps": per_step // job.world}
     # Left to itself, the Trainer refuses bf16 where there is no GPU, though a CPU computes in it.
     given.setdefault("use_cpu", not torch.accelerator.is_available())
-    counts = {"world": job.world, "accumulate": per_step // job.world, "total_steps": settings.steps(job.train)}
-    rows = job.train.rows if job.train.kind == "padded" else None
+    counts = {
+        "world": job.world,
+        "accumulate": per_step // job.world,
+        "total_steps": settings.steps(job.train, job.world),
+    }
+    rows = job.train.rows if job.train.kind != "packed" else None
     with session(settings, **counts, rows=rows) as deepspeed:
         if deepspeed and deepspeed["zero_optimization"]["stage"] == 0:
             given["max_grad_norm"] = 0  # see `_Trainer._clip`
@@ -97,7 +102,9 @@ def per_step_of(job: Job, settings: Settings) -> int:
     """Micro-batches in an optimizer step, over all processes: a resumed run keeps the number it began with."""
     per_step = settings.gradient_accumulation_steps or job.world
     if job.resume:
-        per_step = int(json.loads((job.resume / _WINDOW).read_text("utf-8"))["per_step"])
+        per_step = int(_window(job.resume)["per_step"])
+        if _window(job.resume)["deepspeed"] != zero.content(settings):
+            raise RecipeError(f"trainer.deepspeed: the file {settings.deepspeed} is not as it was when the run began")
     if per_step % job.world:
         raise RecipeError(
             f"trainer.gradient_accumulation_steps: the {per_step} micro-batches of a step cannot be shared evenly by "
@@ -121,16 +128,17 @@ def fit(
     length = settings.max_steps * per_step if settings.max_steps else None
     stream = Stream(job.train, settings.num_train_epochs, length)
     args.max_steps = math.ceil(len(stream) / per_step)
-    try:
-        trainer = _Trainer(job, model, args, settings, stream, per_step, save)
-        # Made anew when training starts; made here too, so that wrong settings are found before.
-        trainer.create_optimizer_and_scheduler(args.max_steps)
-    except (TypeError, ValueError) as error:
-        raise _refused(error) from error
-    with trainer.stop:
-        trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
-    if job.held_out and trainer.evaluated_at != trainer.state.global_step:
-        trainer.evaluate()
+    with tracked(job, settings.report_to if job.rank == 0 else ()) as job:
+        try:
+            trainer = _Trainer(job, model, args, settings, stream, per_step, save)
+            # Made anew when training starts; made here too, so that wrong settings are found before.
+            trainer.create_optimizer_and_scheduler(args.max_steps)
+        except (TypeError, ValueError) as error:
+            raise _refused(error) from error
+        with trainer.stop:
+            trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
+        if job.held_out and trainer.evaluated_at != trainer.state.global_step:
+            trainer.evaluate()
     if settings.deepspeed is None:
         # Accelerate leaves autocast around the model's forward; what is saved computes in its own precision.
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
@@ -178,7 +186,7 @@ class _Trainer(Trainer):
         # The losses since the last logged step. The Trainer's own sum does not survive a resume.
         self._losses, self._logged_at = 0.0, 0
         if job.resume:
-            window = json.loads((job.resume / _WINDOW).read_text("utf-8"))
+            window = _window(job.resume)
             self._losses, self._logged_at = window["losses"], window["logged_at"]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
@@ -334,7 +342,12 @@ class _Trainer(Trainer):
                 self._save_scaler(str(folder))
             if self.job.rank == 0:
                 self.state.save_to_json(str(folder / "trainer_state.json"))
-                window = {"losses": self._losses, "logged_at": self._logged_at, "per_step": self._per_step}
+                window = {
+                    "losses": self._losses,
+                    "logged_at": self._logged_at,
+                    "per_step": self._per_step,
+                    "deepspeed": zero.content(self.settings),
+                }
                 (folder / _WINDOW).write_text(json.dumps(window), "utf-8")
         if self.job.rank == 0:
             whole = [folder for folder in (self.job.out / "checkpoints").iterdir() if step_of(folder) >= 0]
@@ -344,6 +357,11 @@ class _Trainer(Trainer):
     # Every micro-batch brings its own random state.
     def _save_rng_state(self, output_dir: Any) -> None: ...
     def _load_rng_state(self, checkpoint: Any) -> None: ...
+
+
+def _window(checkpoint: Path) -> dict[str, Any]:
+    window: dict[str, Any] = json.loads((checkpoint / _WINDOW).read_text("utf-8"))
+    return window
 
 
 def step_of(checkpoint: Path) -> int:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from medframe import Trainer
-from medframe_trainers import schedule, zero
+from medframe_trainers import schedule, trackers, zero
 from medframe_trainers.stream import Stream
 
 if TYPE_CHECKING:
@@ -75,6 +75,8 @@ class Settings(Trainer):
     """Optimizer steps between two checkpoints."""
     keep: int = 2
     """Checkpoints kept."""
+    report_to: list[str] = field(default_factory=list)
+    """Trackers that are told what metrics.jsonl holds: tensorboard, wandb, mlflow."""
     training_arguments: dict[str, Any] = field(default_factory=dict)
     """Any other argument of transformers.TrainingArguments, by its own name."""
 
@@ -102,13 +104,14 @@ class Settings(Trainer):
                 raise ValueError(f"{name} {value!r} is unknown to the installed transformers{_hint(value, known)}")
         if not 0 < self.num_train_epochs < math.inf:
             raise ValueError(f"num_train_epochs must be above 0 and finite, not {self.num_train_epochs}")
+        trackers.check(self.report_to)
         if self.training_arguments:
             self._check_training_arguments()
         zero.check(self)
         schedule.check(self)
 
     def _check_training_arguments(self) -> None:
-        own = set(_OWN) | {"keep", "save_total_limit", "deepspeed"}
+        own = set(_OWN) | {"deepspeed", "keep", "report_to", "save_total_limit"}
         for name in self.training_arguments:
             if name in own:
                 raise ValueError(f"training_arguments.{name} is a field of the trainer itself: name it once, there")
@@ -123,10 +126,11 @@ class Settings(Trainer):
         share = self.warmup_steps
         return int(share) if share >= 1 else math.ceil(total_steps * share)
 
-    def steps(self, train: Batches) -> int:
+    def steps(self, train: Batches, world: int = 1) -> int:
         if self.max_steps:
             return self.max_steps
-        return math.ceil(len(Stream(train, self.num_train_epochs, None)) / (self.gradient_accumulation_steps or 1))
+        per_step = self.gradient_accumulation_steps or world
+        return math.ceil(len(Stream(train, self.num_train_epochs, None)) / per_step)
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of transformers.TrainingArguments, by name; max_steps and num_train_epochs among them."""
@@ -169,7 +173,6 @@ _FRAMES = (
     "data_seed",
     "remove_unused_columns",
     "disable_tqdm",
-    "report_to",
     "save_strategy",
     "eval_strategy",
     "eval_on_start",

@@ -76,6 +76,11 @@ def section(deepspeed: str | dict[str, Any]) -> dict[str, Any]:
     return content
 
 
+def content(settings: Settings) -> dict[str, Any] | None:
+    """`section` of what the recipe names; None where it names none."""
+    return None if settings.deepspeed is None else section(settings.deepspeed)
+
+
 def name(deepspeed: str | dict[str, Any]) -> str:
     """What to call the configuration in a message."""
     return "the mapping" if isinstance(deepspeed, dict) else Path(deepspeed).name
