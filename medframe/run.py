@@ -13,8 +13,8 @@ from typing import Any
 
 from omegaconf import OmegaConf
 
+from medframe import hub, quiet
 from medframe import manifest as manifests
-from medframe import quiet
 from medframe import world as worlds
 from medframe.card import card, comparison
 from medframe.checkpoints import checkpoints, newest, put_all_right, step
@@ -69,6 +69,9 @@ def _run(recipe: Recipe, say: Say, resume: bool, overwrite: bool) -> None:
         check_free(out, resume, overwrite)
     _check_apart(recipe)
     quiet.libraries()
+    if resume and (out / "manifest.json").exists():
+        # A branch may have moved on meanwhile: the run stays with the commits that it began on.
+        hub.pin(read_manifest(out).get("hub", {}))
     with world.first_then_others():  # who find the store that the first has made
         prepared = prepare(recipe)
     for ledger in prepared.ledgers:

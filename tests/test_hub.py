@@ -119,6 +119,25 @@ def test_a_run_on_hub_weights_and_data_is_bound_to_one_commit_and_goes_again_off
     assert again["data"] == manifest["data"]
 
 
+def test_a_run_that_is_resumed_stays_with_the_commit_that_it_began_on(
+    command: Command, mirror: Mirror, here: Path
+) -> None:
+    names = ["backbone.weights=someone/tiny", "data.consult.path=hf://datasets/someone/rows"]
+    lines = medframe_("run", "chatmed", *names, *SHORT, "trainer.max_steps=2", "trainer.save_steps=1", "out=mine")
+    succeeded(command(*lines))
+    # As a kill after the first checkpoint leaves it.
+    manifest = json.loads((here / "mine/manifest.json").read_text("utf-8"))
+    (here / "mine/manifest.json").write_text(json.dumps({**manifest, "state": "training"}), "utf-8")
+    shutil.rmtree(here / "mine/checkpoints/checkpoint-2")
+    shutil.rmtree(here / "mine/adapter")
+    for repository in ("models/someone/tiny", "datasets/someone/rows"):
+        mirror.repositories[repository]["main"] = {"config.json": b"{}"}
+    mirror.asked.clear()
+    assert "Going on from checkpoint-1." in succeeded(command(*lines, "--resume")).stdout
+    assert mirror.asked == []
+    assert json.loads((here / "mine/manifest.json").read_text("utf-8"))["hub"] == manifest["hub"]
+
+
 def test_a_run_on_a_local_directory_asks_the_hub_for_nothing(
     command: Command, mirror: Mirror, weights: Path, here: Path
 ) -> None:
