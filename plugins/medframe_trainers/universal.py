@@ -78,7 +78,10 @@ def load(engine: Any, folder: Path) -> None:
         saved = _Saved(folder, stack)
         for flat in _flat(engine):
             optimizer.state[flat] = {key: torch.zeros_like(flat) for key in saved.keys}
-            optimizer.state[flat] |= {key: torch.tensor(value) for key, value in numbers["state"].items()}
+            # A fused step counts on the device that it steps on.
+            device = flat.device if optimizer.defaults.get("fused") or optimizer.defaults.get("capturable") else "cpu"
+            counts = {key: torch.tensor(value, device=device) for key, value in numbers["state"].items()}
+            optimizer.state[flat] |= counts
         _link(engine)
         for name, parameter in _trained(engine.module):
             weight = saved(_WEIGHT, name)
