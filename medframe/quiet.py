@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 
 
 def libraries() -> None:
-    """No progress bars, no advice and no notices of future changes from transformers, peft and torch."""
+    """No progress bars, no advice and no notices of future changes from transformers, peft, torch and DeepSpeed."""
+    import torch
+
+    if not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which accelerate imports, would look and warn
     from transformers.utils import logging
 
     logging.disable_progress_bar()
