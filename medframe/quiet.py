@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 
 
 def libraries() -> None:
-    """No progress bars, no advice and no notices of future changes from transformers, peft, torch and DeepSpeed."""
-    import torch
-
-    if not torch.accelerator.is_available():
-        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed, which accelerate imports, would look and warn
+    """No progress bars, no advice and no notices of future changes from transformers, peft and torch."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()

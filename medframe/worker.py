@@ -87,7 +87,7 @@ def tell(code: int, said: str, follows: bool = False) -> None:
             os.replace(file.with_suffix(".writing"), file)
             return
     where = f"rank {rank}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
-    said = "ends, as another process has failed" if follows else said
+    said = "ends because another process has ended" if follows else said
     with suppress(OSError):
         sys.stderr.write("".join(f"{where}{line}\n" for line in said.splitlines()))
         sys.stderr.flush()

@@ -152,6 +152,8 @@ def join(patience: float, out: Path) -> World:
                 'start one process for each, or hide them with CUDA_VISIBLE_DEVICES="" to train on the CPU'
             )
         torch.cuda.set_device(place.local_rank)
+    elif not torch.accelerator.is_available():
+        os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for a GPU, and warn
     # Each try of a launcher that starts failed processes again is a world of its own.
     name = f"medframe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
     store = PrefixStore(name, _store(place, timedelta(minutes=max(patience, 1))))

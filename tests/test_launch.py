@@ -319,6 +319,18 @@ def test_a_step_of_slurm_is_joined(launch: Launch, told: str) -> None:
     finished(launch)
 
 
+def test_machines_that_do_not_share_the_run_directory_are_an_error(launch: Launch) -> None:
+    slurm = {"SLURM_STEP_NUM_TASKS": "2", "SLURM_JOB_ID": "1", "MASTER_ADDR": "127.0.0.1"}
+    slurm |= {"MASTER_PORT": str(free_port())}
+    where = {"0": str(launch.run), "1": str(launch.folder / "elsewhere")}
+    both = [launch.start(f"out={where[n]}", **slurm, SLURM_PROCID=n, SLURM_LOCALID=n) for n in where]
+    (_, _, first), (code, _, other) = map(end, both)
+    assert code == 2
+    assert "rank 1: Error: out: " in other
+    assert "name one that all share" in other
+    assert first == "rank 0: ends because another process has ended\n"
+
+
 @pytest.mark.parametrize(
     ("variables", "problem"),
     [
@@ -486,6 +498,16 @@ def test_a_full_disk_ends_the_run_with_one_line_and_the_last_checkpoint(launch: 
         "what was there before is kept\n"
     )
     assert launch.checkpoints() == ["checkpoint-2"]
+
+
+def test_nothing_outlives_a_killed_torchrun(launch: Launch) -> None:
+    torchrun = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
+    process = launch.start("patience=0.1", UNKEPT, by=torchrun, TROUBLE="1 sleep")
+    launch.wait_for("pid", process)
+    process.kill()
+    end(process)
+    while launch.processes():
+        time.sleep(0.1)
 
 
 @pytest.mark.parametrize("processes", [1, 2])
