@@ -19,8 +19,8 @@ from medframe import worker
 from medframe.checkpoints import kept
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-GRACE = 3.0
-"""Seconds that the others have, once one has failed, to end by themselves."""
+_GRACE, _GRACE_WHEN_ASKED = 3.0, 60.0
+"""Seconds that the others have, once one has ended badly, to end by themselves; after a signal they may be saving."""
 
 
 def supervise(processes: int, arguments: Sequence[str], out: Path) -> int:
@@ -55,7 +55,7 @@ class _Worker:
         environment = {
             "OMP_NUM_THREADS": str(max(1, _cores() // size)),
             "TORCH_CPP_LOG_LEVEL": "ERROR",
-            "GLOO_SOCKET_IFNAME": "lo",
+            "GLOO_SOCKET_IFNAME": _loopback(),
             **os.environ,
             "RANK": str(rank),
             "LOCAL_RANK": str(rank),
@@ -86,6 +86,7 @@ class _Worker:
         code = self._process.poll()
         if code is not None and not self.ended_at:
             self.ended_at = time.monotonic()
+            self._kill_group()  # now, while its number cannot be another's
             with suppress(FileNotFoundError):
                 self.report = worker.Report(**json.loads(self._report_file.read_text("utf-8")))
         return code
@@ -104,9 +105,14 @@ class _Worker:
 
     def kill(self) -> None:
         """End the process, stopped or not, and what it has started."""
+        if self.poll() is None:
+            self._kill_group()
+            self._process.wait()
+            self.poll()
+
+    def _kill_group(self) -> None:
         with suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
 
 
 def _wait(workers: list[_Worker], asked: list[int]) -> _Worker | None:
@@ -118,7 +124,7 @@ def _wait(workers: list[_Worker], asked: list[int]) -> _Worker | None:
                 each.kill() if handed_on else each.send(number)  # the second time at once
             handed_on += 1
         if deadline is None and any(each.poll() for each in workers):
-            deadline = time.monotonic() + GRACE
+            deadline = time.monotonic() + (_GRACE_WHEN_ASKED if asked else _GRACE)
         if deadline and time.monotonic() > deadline:
             break
         time.sleep(0.02)
@@ -162,6 +168,10 @@ def _signals() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _loopback() -> str:
+    return next((name for _, name in socket.if_nameindex() if name.startswith("lo")), "lo")
 
 
 def _cores() -> int:

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from medframe.checkpoints import kept
-from medframe.saving import refusals_told
+from medframe.saving import refusals_told, write
 
 
 class RunLog:
@@ -19,7 +19,7 @@ class RunLog:
         """Go on after `after_step`: lines of later steps, which will be trained again, are removed; -1 removes all."""
         self._file = file
         kept = [line for line in _lines(file) if json.loads(line)["step"] <= after_step]
-        file.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+        write(file, "".join(f"{line}\n" for line in kept))
         self.held_out: list[float] = [v["held_out_loss"] for v in map(json.loads, kept) if "held_out_loss" in v]
         """Every held-out loss so far."""
         self.steps = after_step

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
 import platform
 import shutil
 import time
@@ -138,14 +140,22 @@ def _check_agreed(description: Mapping[str, Any]) -> None:
 
 
 def _check_shared(out: Path) -> None:
-    """RunError in a process that does not see the run directory that rank 0 has made."""
-    deadline = time.monotonic() + 60
-    while not (out / "manifest.json").exists():  # another machine's file system may take a moment
+    """RunError in a process for which `out` is not the directory that rank 0 has made ready."""
+    file = out / "manifest.json"
+    expected = worlds.current().share(_digest(file))
+    deadline = time.monotonic() + 10
+    while _digest(file) != expected:  # a file system of the network may take a moment
         if time.monotonic() > deadline:
             raise RunError(
-                f"out: {out} is not the same directory on {platform.node()}; name one that all machines share"
+                f"out: {out} is another directory on {platform.node()} than for rank 0; name one that all share"
             )
-        time.sleep(1)
+        time.sleep(0.5)
+
+
+def _digest(file: Path) -> str | None:
+    if not file.parent.is_dir() or file.name not in os.listdir(file.parent):  # listing it asks the server
+        return None
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _give_chat_template(prepared: Prepared, say: Say) -> str:

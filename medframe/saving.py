@@ -35,6 +35,9 @@ def saving(final: Path) -> Iterator[Path]:
                 os.replace(aside, final)
                 _to_disk(final.parent)
             world.together()
+        except BaseException:
+            world.abandon()  # first: what is removed now may be missed by another process
+            raise
         finally:
             if world.rank == 0:
                 put_right(final)

@@ -34,7 +34,7 @@ class Watch:
         self._progress = 0
         self._parent = os.getppid()
         self._others = {other: _Seen() for other in (range(size) if rank == 0 else (0,))}
-        self._stopped = threading.Event()
+        self._news, self._stopped = threading.Event(), threading.Event()
         for work in (self._tell, self._judge):
             threading.Thread(target=work, daemon=True, name=f"medframe{work.__name__}").start()
 
@@ -42,6 +42,7 @@ class Watch:
         """Note that this process gets on; `step` optimizer steps are done."""
         self._step = step
         self._progress += 1
+        self._news.set()
 
     def stop(self) -> None:
         """Watch no more: each process goes on alone."""
@@ -50,7 +51,9 @@ class Watch:
     def _tell(self) -> None:
         count = 0
         main = threading.main_thread().ident
-        while not self._stopped.wait(self._every):
+        while not self._stopped.is_set():
+            self._news.wait(self._every)
+            self._news.clear()
             count += 1
             frame, waits = sys._current_frames().get(main or 0), False
             while frame and not waits:
@@ -82,9 +85,10 @@ class Watch:
         for_ = f"for {self._patience / 60:g} minutes"
         for other, seen in self._others.items():
             if now - seen.answered > self._patience:
-                at = "before its first step" if seen.step is None else f"at step {seen.step}"
-                return f"rank {other} has not answered {for_}: it is {at}"
-        if all(seen.progress == 0 or now - seen.moved <= self._patience for seen in self._others.values()):
+                where = "before the first step" if self._step is None else f"after step {self._step}"
+                return f"rank {other} has not answered {for_}; the others wait {where}"
+        late = any(seen.progress and now - seen.moved > self._patience for seen in self._others.values())
+        if self._rank or not late:
             return None
         steps = {other: -1 if seen.step is None else seen.step for other, seen in self._others.items()}
         behind = [other for other, step in steps.items() if step < max(steps.values())]
@@ -92,7 +96,7 @@ class Watch:
         if len(behind) in (0, len(steps)):
             return f"no process has got further than step {max(steps.values())} {for_}"
         ranks = " and ".join(f"rank {other}" for other in behind)
-        return f"{ranks} got no further {for_}, after step {steps[behind[0]]}; the others wait"
+        return f"{ranks} got no further than step {steps[behind[0]]} {for_}; the others wait"
 
 
 class _Seen:

@@ -72,7 +72,10 @@ def report_file(folder: str, rank: str) -> Path:
 
 
 def tell(code: int, said: str, follows: bool = False) -> None:
-    """Say why this process ends with `code`: to the supervisor, else on standard error."""
+    """Say why this process ends with `code`: to the supervisor, else on standard error.
+
+    `follows`: another process failed first, and says what really happened.
+    """
     if not said:
         return
     rank = os.environ.get("RANK", "0")
@@ -84,6 +87,7 @@ def tell(code: int, said: str, follows: bool = False) -> None:
             os.replace(file.with_suffix(".writing"), file)
             return
     where = f"rank {rank}: " if os.environ.get("WORLD_SIZE", "1") != "1" else ""
+    said = "ends because another process has ended" if follows else said
     with suppress(OSError):
         sys.stderr.write("".join(f"{where}{line}\n" for line in said.splitlines()))
         sys.stderr.flush()

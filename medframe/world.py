@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -51,6 +51,9 @@ class World:
         self.size = size
         self.left = False
         """Whether a process group has been here: what it leaves behind may abort an ordinary exit."""
+        self.follows = False
+        """Whether another process failed before this one, and says what really happened."""
+        self._abandoned = False
         self.watch: Watch | None = None
         self._store = store
         self._meetings = 0
@@ -91,9 +94,14 @@ class World:
 
     def abandon(self) -> None:
         """Tell those that wait for this process, now or later, that it has failed."""
-        if self._store is not None:
-            with suppress(RuntimeError):
-                self._store.set(f"{self._meetings + 1}/{self.rank}", "{}")
+        if self._store is None or self._abandoned:
+            return
+        self._abandoned = True
+        try:
+            self.follows = self._store.add("failures", 1) > 1
+            self._store.set(f"{self._meetings + 1}/{self.rank}", "{}")
+        except RuntimeError:
+            self.follows = True  # rank 0, which held the store, has ended
 
     def leave(self) -> None:
         """End the process group, once all have come here; each goes on alone."""

@@ -72,14 +72,11 @@ def main() -> None:
         with _sigterm_raises():
             worker.start()
             code, said = _ended()
-        follows = False
-    except world.Abandoned as error:
-        code, said, follows = error.exit_code, f"Error: {error}", True
     except BaseException:
         if not world.is_launched():
             raise
-        code, said, follows = 1, traceback.format_exc(), False
-    worker.tell(code, said, follows)
+        code, said = 1, traceback.format_exc()
+    worker.tell(code, said, world.current().follows)
     if world.is_launched() or world.current().left:
         # What a process group leaves behind may abort an ordinary exit, or wait for ever.
         for stream in (sys.stdout, sys.stderr):
@@ -100,8 +97,6 @@ def _ended() -> tuple[int, str]:
     except click.ClickException as error:
         error.show()
         return error.exit_code, ""
-    except world.Abandoned:
-        raise
     except medframe.MedframeError as error:
         return error.exit_code, "\n".join(f"Error: {problem}" for problem in error.args)
     except (click.Abort, KeyboardInterrupt):

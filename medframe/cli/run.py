@@ -37,7 +37,7 @@ def command(
         options = ["--resume"] * resume + ["--overwrite"] * overwrite
         return supervise(built.processes, ["run", *options, "--", str(file), *overrides], built.out)
     if launch and launch.rank == 0 and launch.size != built.processes:
-        _say(f"{launch.size} processes, as launched.")
+        _say(f"{launch.size} process{'es' * (launch.size > 1)}, as launched.")
     from medframe.run import run
 
     run(built, say=_say, resume=resume, overwrite=overwrite)
