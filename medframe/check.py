@@ -37,6 +37,7 @@ class Report:
     micro_batches: int | None = None
     """In the first epoch."""
     steps: int | None = None
+    processes: int = 1
 
 
 def check(composed: Composed, open_ended: bool = False) -> Report:
@@ -101,7 +102,11 @@ def _measure(report: Report, recipe: Recipe, prepared: Prepared) -> None:
         "longest": int(lengths.max()),
     }
     report.micro_batches = len(train.epoch(0))
-    report.steps = recipe.trainer.steps(train, recipe.processes)
+    report.processes = recipe.processes
+    try:
+        report.steps = recipe.trainer.steps(train, recipe.processes)
+    except RecipeError as error:
+        report.problems += error.args
     if dropped := train.dropped():
         report.notes.append(f"batching.map_batch drops {dropped:,} tokens from every epoch, as published")
     for what, hashes in (("questions are asked", _questions(train)), ("answers are given", _answers(train))):

@@ -63,8 +63,9 @@ def _show(report: Report) -> None:
             f"  training: {t['examples']:,} examples, {t['tokens']:,} tokens ({t['supervised']:,} supervised); "
             f"length {t['mean']:,} mean, {t['median']:,.0f} median, {t['longest']:,} longest"
         )
+        by = f" in {report.processes} processes" if report.processes > 1 else ""
         steps = "unknown until training" if report.steps is None else f"{report.steps:,}"
-        click.echo(f"  {report.micro_batches:,} micro-batches an epoch, {steps} optimizer steps")
+        click.echo(f"  {report.micro_batches:,} micro-batches an epoch, {steps} optimizer steps{by}")
         for line in written(report.out or ""):
             click.echo(f"  writes {line}")
     for note in report.notes:

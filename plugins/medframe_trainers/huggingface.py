@@ -44,7 +44,7 @@ def arguments(job: Job, settings: Settings) -> Iterator[TrainingArguments]:
     To be entered before the model is loaded: from there on, ZeRO-3 spreads over the processes what is loaded.
     RecipeError for settings that transformers refuses, or that cannot be shared by the processes of the job.
     """
-    per_step = per_step_of(job, settings)
+    per_step = _per_step(job, settings)
     given = settings.arguments() | {"gradient_accumulation_steps": per_step // job.world}
     # Left to itself, the Trainer refuses bf16 where there is no GPU, though a CPU computes in it.
     given.setdefault("use_cpu", not torch.accelerator.is_available())
@@ -98,19 +98,14 @@ def load(job: Job, args: TrainingArguments, settings: Settings) -> Any:
     return model
 
 
-def per_step_of(job: Job, settings: Settings) -> int:
-    """Micro-batches in an optimizer step, over all processes: a resumed run keeps the number it began with."""
-    per_step = settings.gradient_accumulation_steps or job.world
-    if job.resume:
-        per_step = int(_window(job.resume)["per_step"])
-        if _window(job.resume)["deepspeed"] != zero.content(settings):
-            raise RecipeError(f"trainer.deepspeed: the file {settings.deepspeed} is not as it was when the run began")
-    if per_step % job.world:
-        raise RecipeError(
-            f"trainer.gradient_accumulation_steps: the {per_step} micro-batches of a step cannot be shared evenly by "
-            f"{job.world} processes; make it a multiple of {job.world}"
-        )
-    return per_step
+def _per_step(job: Job, settings: Settings) -> int:
+    """Micro-batches in an optimizer step over all processes; RecipeError when a resumed run cannot go on so."""
+    if job.resume is None:
+        return settings.per_step(job.world)
+    window = _window(job.resume)
+    if window["deepspeed"] != zero.content(settings):
+        raise RecipeError(f"trainer.deepspeed: the file {settings.deepspeed} is not as it was when the run began")
+    return settings.per_step(job.world, begun_with=window["per_step"])
 
 
 def fit(
@@ -124,7 +119,7 @@ def fit(
 
     Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt and Terminated.
     """
-    per_step = per_step_of(job, settings)
+    per_step = _per_step(job, settings)
     length = settings.max_steps * per_step if settings.max_steps else None
     stream = Stream(job.train, settings.num_train_epochs, length)
     args.max_steps = math.ceil(len(stream) / per_step)

@@ -12,7 +12,7 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from medframe import Trainer
+from medframe import RecipeError, Trainer
 from medframe_trainers import schedule, trackers, zero
 from medframe_trainers.stream import Stream
 
@@ -127,10 +127,21 @@ class Settings(Trainer):
         return int(share) if share >= 1 else math.ceil(total_steps * share)
 
     def steps(self, train: Batches, world: int = 1) -> int:
-        if self.max_steps:
-            return self.max_steps
-        per_step = self.gradient_accumulation_steps or world
-        return math.ceil(len(Stream(train, self.num_train_epochs, None)) / per_step)
+        per_step = self.per_step(world)
+        return self.max_steps or math.ceil(len(Stream(train, self.num_train_epochs, None)) / per_step)
+
+    def per_step(self, world: int, begun_with: int | None = None) -> int:
+        """Micro-batches in an optimizer step over all processes; a resumed run keeps those that it was `begun_with`.
+
+        RecipeError when `world` processes cannot share them evenly.
+        """
+        per_step = begun_with or self.gradient_accumulation_steps or world
+        if per_step % world:
+            raise RecipeError(
+                f"trainer.gradient_accumulation_steps: the {per_step} micro-batches of a step cannot be shared evenly "
+                f"by {world} processes; make it a multiple of {world}"
+            )
+        return per_step
 
     def arguments(self) -> dict[str, Any]:
         """Arguments of transformers.TrainingArguments, by name; max_steps and num_train_epochs among them."""
