@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import platform
 import shutil
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -18,6 +14,7 @@ from omegaconf import OmegaConf
 from medframe import hub, quiet
 from medframe import manifest as manifests
 from medframe import world as worlds
+from medframe.agreement import check_agreed, check_shared
 from medframe.card import card, comparison
 from medframe.checkpoints import checkpoints, newest, put_all_right, step
 from medframe.errors import PromptError, RunError, Terminated
@@ -85,7 +82,7 @@ def _run(recipe: Recipe, say: Say, resume: bool, overwrite: bool) -> None:
     manifests.check_adapters(recipe.backbone)
     description = manifests.describe(recipe, prepared) | {"processes": world.size}
     description["prompt"]["chat_template"] = _give_chat_template(prepared, say)
-    _check_agreed(description)
+    check_agreed(description)
     with _locked(out) if world.rank == 0 else nullcontext():
         checkpoint, log = None, None
         if world.rank == 0:
@@ -94,7 +91,7 @@ def _run(recipe: Recipe, say: Say, resume: bool, overwrite: bool) -> None:
             log = RunLog(out / "metrics.jsonl", step(checkpoint) if checkpoint else -1)
         name = world.share(checkpoint.name if checkpoint else None)
         checkpoint = out / "checkpoints" / name if name else None
-        _check_shared(out)
+        check_shared(out)
         _fit(recipe, prepared, log, checkpoint, say)
         world.leave()
         if log:
@@ -121,41 +118,6 @@ def _begin(recipe: Recipe, prepared: Prepared, description: dict[str, Any], resu
     write(out / "ledger.json", _ledger_json(prepared))
     write(out / "manifest.json", _json(description))
     return checkpoint
-
-
-def _check_agreed(description: Mapping[str, Any]) -> None:
-    """RunError unless every process has the data, tokenizer, prompt format and base model that rank 0 has."""
-    mine = {
-        "data": [source["encoded"] for source in description["data"]],
-        "tokenizer": description["tokenizer"],
-        "prompt format": description["prompt"]["fingerprint"],
-        "base model": description["base"]["fingerprint"],
-    }
-    first, *others = worlds.current().gather(mine)
-    for rank, theirs in enumerate(others, 1):
-        if apart := [name for name, value in first.items() if theirs[name] != value]:
-            raise RunError(
-                f"rank {rank} has another {' and another '.join(apart)} than rank 0: every process must read the same"
-            )
-
-
-def _check_shared(out: Path) -> None:
-    """RunError in a process for which `out` is not the directory that rank 0 has made ready."""
-    file = out / "manifest.json"
-    expected = worlds.current().share(_digest(file))
-    deadline = time.monotonic() + 10
-    while _digest(file) != expected:  # a file system of the network may take a moment
-        if time.monotonic() > deadline:
-            raise RunError(
-                f"out: {out} is another directory on {platform.node()} than for rank 0; name one that all share"
-            )
-        time.sleep(0.5)
-
-
-def _digest(file: Path) -> str | None:
-    if not file.parent.is_dir() or file.name not in os.listdir(file.parent):  # listing it asks the server
-        return None
-    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 def _give_chat_template(prepared: Prepared, say: Say) -> str:
