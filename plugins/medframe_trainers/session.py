@@ -52,5 +52,6 @@ def session(settings: Settings, **counts: Any) -> Iterator[dict[str, Any] | None
         for name in set(os.environ) - before:
             del os.environ[name]
         if lone:
-            dist.destroy_process_group()
+            # DeepSpeed's own: it forgets the groups that it has made of this one.
+            deepspeed.comm.destroy_process_group()
             deepspeed.comm.comm.cdb = None
