@@ -38,13 +38,13 @@ class Full(Settings):
             raise ValueError(f"max_shard_size must be like 500MB or 5GB, not {self.max_shard_size!r}")
 
     def fit(self, job: Job) -> None:
-        from medframe_trainers.huggingface import arguments
+        from medframe_trainers.training import arguments
 
         with arguments(job, self) as args:
             self._fit(job, args)
 
     def _fit(self, job: Job, args: Any) -> None:
-        from medframe_trainers.huggingface import fit, load
+        from medframe_trainers.training import fit, load
 
         model = load(job, args, self)
         self._freeze(model)

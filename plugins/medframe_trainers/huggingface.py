@@ -1,4 +1,4 @@
-"""A run of the Hugging Face Trainer on medframe's micro-batches; what `lora` and `full` share."""
+"""The Hugging Face Trainer with medframe's micro-batches, loss, log, schedule and checkpoints."""
 
 from __future__ import annotations
 
@@ -7,140 +7,32 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, set_seed
-from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from medframe import Job, RecipeError
+from medframe import Job
 from medframe_trainers import schedule, universal, zero
 from medframe_trainers.loss import mean_loss, token_loss
-from medframe_trainers.session import session
 from medframe_trainers.stop import Stop
 from medframe_trainers.stream import Share, Stream
-from medframe_trainers.trackers import tracked
 from medframe_trainers.watch import Watch
-from medframe_trainers.whole import runnable
 
 if TYPE_CHECKING:
     from medframe_trainers.settings import Settings
 
 _SCHEDULER = "scheduler.pt"
 _WINDOW = "window.json"
-"""The file of a checkpoint that holds what the Trainer itself would not bring back."""
 
 
-@contextmanager
-def arguments(job: Job, settings: Settings) -> Iterator[TrainingArguments]:
-    """What the Trainer is told, for as long as a training takes.
-
-    To be entered before the model is loaded: from there on, ZeRO-3 spreads over the processes what is loaded.
-    RecipeError for settings that transformers refuses, or that cannot be shared by the processes of the job.
-    """
-    per_step = _per_step(job, settings)
-    given = settings.arguments() | {"gradient_accumulation_steps": per_step // job.world}
-    # Left to itself, the Trainer refuses bf16 where there is no GPU, though a CPU computes in it.
-    given.setdefault("use_cpu", not torch.accelerator.is_available())
-    counts = {
-        "world": job.world,
-        "accumulate": per_step // job.world,
-        "total_steps": settings.steps(job.train, job.world),
-    }
-    rows = job.train.rows if job.train.kind != "packed" else None
-    with session(settings, **counts, rows=rows) as deepspeed:
-        if deepspeed and deepspeed["zero_optimization"]["stage"] == 0:
-            given["max_grad_norm"] = 0  # see `_Trainer._clip`
-        try:
-            args = TrainingArguments(
-                output_dir=str(job.out / "checkpoints"),
-                per_device_train_batch_size=1,  # one item of the stream is a whole micro-batch
-                seed=job.seed,
-                remove_unused_columns=False,
-                report_to=[],
-                disable_tqdm=True,
-                save_strategy="steps",
-                eval_strategy="steps" if job.held_out else "no",
-                eval_on_start=job.held_out is not None and job.resume is None,
-                logging_nan_inf_filter=False,
-                dataloader_pin_memory=torch.cuda.is_available(),
-                deepspeed=deepspeed,
-                # DeepSpeed's logger too is set to these.
-                log_level="error",
-                log_level_replica="error",
-                **given,
-            )
-        except (TypeError, ValueError) as error:
-            raise _refused(error) from error
-        # One process drives one device: the Trainer would split each micro-batch over all GPUs it sees.
-        args._n_gpu = min(1, args.n_gpu)
-        yield args
-
-
-def load(job: Job, args: TrainingArguments, settings: Settings) -> Any:
-    """The job's model. Under DeepSpeed it is in the precision it computes in, spread over the processes by ZeRO-3."""
-    if settings.deepspeed is None:
-        return job.load_model()
-    backbone = replace(job.backbone, dtype=zero.dtype(settings, job.backbone.dtype))
-    # Merging adapters needs whole weights: they are spread afterwards, by DeepSpeed.
-    if backbone.adapters:
-        unset_hf_deepspeed_config()
-    model = backbone.load_model()
-    set_hf_deepspeed_config(args.hf_deepspeed_config)
-    with runnable(model):
-        job.suit(model)
-    return model
-
-
-def _per_step(job: Job, settings: Settings) -> int:
-    """Micro-batches in an optimizer step over all processes; RecipeError when a resumed run cannot go on so."""
-    if job.resume is None:
-        return settings.per_step(job.world)
-    window = _window(job.resume)
-    if window["deepspeed"] != zero.content(settings):
-        raise RecipeError(f"trainer.deepspeed: the file {settings.deepspeed} is not as it was when the run began")
-    return settings.per_step(job.world, begun_with=window["per_step"])
-
-
-def fit(
-    job: Job,
-    model: Any,
-    args: TrainingArguments,
-    settings: Settings,
-    save: Callable[[Path], None],
-) -> None:
-    """Train the model in place, with checkpoints in job.out/checkpoints; `save(folder)` writes and proves its weights.
-
-    Ctrl-C and SIGTERM save a checkpoint and raise KeyboardInterrupt and Terminated.
-    """
-    per_step = _per_step(job, settings)
-    length = settings.max_steps * per_step if settings.max_steps else None
-    stream = Stream(job.train, settings.num_train_epochs, length)
-    args.max_steps = math.ceil(len(stream) / per_step)
-    with tracked(job, settings.report_to if job.rank == 0 else ()) as job:
-        try:
-            trainer = _Trainer(job, model, args, settings, stream, per_step, save)
-            # Made anew when training starts; made here too, so that wrong settings are found before.
-            trainer.create_optimizer_and_scheduler(args.max_steps)
-        except (TypeError, ValueError) as error:
-            raise _refused(error) from error
-        with trainer.stop:
-            trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
-        if job.held_out and trainer.evaluated_at != trainer.state.global_step:
-            trainer.evaluate()
-    if settings.deepspeed is None:
-        # Accelerate leaves autocast around the model's forward; what is saved computes in its own precision.
-        trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
-
-
-class _Trainer(Trainer):
-    """The Hugging Face Trainer with medframe's batches, loss, log and checkpoints."""
+class MicroBatchTrainer(Trainer):
+    """The Hugging Face Trainer, told what to do where it would do otherwise; `Stop` and `Watch` look after it."""
 
     def __init__(
         self,
@@ -181,8 +73,8 @@ class _Trainer(Trainer):
         # The losses since the last logged step. The Trainer's own sum does not survive a resume.
         self._losses, self._logged_at = 0.0, 0
         if job.resume:
-            window = _window(job.resume)
-            self._losses, self._logged_at = window["losses"], window["logged_at"]
+            left = window(job.resume)
+            self._losses, self._logged_at = left["losses"], left["logged_at"]
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         # Accelerate would share out the micro-batches in its own way, and repeat some to make the shares even.
@@ -337,13 +229,13 @@ class _Trainer(Trainer):
                 self._save_scaler(str(folder))
             if self.job.rank == 0:
                 self.state.save_to_json(str(folder / "trainer_state.json"))
-                window = {
+                left = {
                     "losses": self._losses,
                     "logged_at": self._logged_at,
                     "per_step": self._per_step,
                     "deepspeed": zero.content(self.settings),
                 }
-                (folder / _WINDOW).write_text(json.dumps(window), "utf-8")
+                (folder / _WINDOW).write_text(json.dumps(left), "utf-8")
         if self.job.rank == 0:
             whole = [folder for folder in (self.job.out / "checkpoints").iterdir() if step_of(folder) >= 0]
             for old in sorted(whole, key=step_of)[: -self.settings.keep]:
@@ -354,9 +246,10 @@ class _Trainer(Trainer):
     def _load_rng_state(self, checkpoint: Any) -> None: ...
 
 
-def _window(checkpoint: Path) -> dict[str, Any]:
-    window: dict[str, Any] = json.loads((checkpoint / _WINDOW).read_text("utf-8"))
-    return window
+def window(checkpoint: Path) -> dict[str, Any]:
+    """What the checkpoint holds that the Trainer itself would not bring back."""
+    found: dict[str, Any] = json.loads((checkpoint / _WINDOW).read_text("utf-8"))
+    return found
 
 
 def step_of(checkpoint: Path) -> int:
@@ -367,10 +260,4 @@ def step_of(checkpoint: Path) -> int:
 
 def _mixed(seed: int, number: int) -> int:
     """A seed of its own for each micro-batch of each run."""
-    import numpy as np
-
     return int(np.random.SeedSequence([seed, number + 1]).generate_state(1)[0])
-
-
-def _refused(error: Exception) -> RecipeError:
-    return RecipeError(f"trainer: {' '.join(str(error).split())}")

@@ -41,7 +41,7 @@ class Lora(Settings):
             raise ValueError("targets is empty: name modules, or give null for the backbone's own choice")
 
     def fit(self, job: Job) -> None:
-        from medframe_trainers.huggingface import arguments
+        from medframe_trainers.training import arguments
 
         with arguments(job, self) as args:
             self._fit(job, args)
@@ -50,7 +50,7 @@ class Lora(Settings):
         from peft import get_peft_model_state_dict
         from transformers import set_seed
 
-        from medframe_trainers.huggingface import fit, load
+        from medframe_trainers.training import fit, load
 
         base = load(job, args, self)
         self._check_precision(base)
