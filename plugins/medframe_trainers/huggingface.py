@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from transformers import Trainer, TrainingArguments, set_seed
 from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
-from medframe import Job
+from medframe import Job, ProofError
 from medframe_trainers import schedule, universal, zero
 from medframe_trainers.loss import mean_loss, token_loss
 from medframe_trainers.stop import Stop
@@ -227,6 +227,8 @@ class MicroBatchTrainer(Trainer):
                 self.save(folder)
                 self._save_optimizer_and_scheduler(str(folder))
                 self._save_scaler(str(folder))
+                if self.job.rank == 0:
+                    self._prove_optimizer(folder / "optimizer.pt")
             if self.job.rank == 0:
                 self.state.save_to_json(str(folder / "trainer_state.json"))
                 left = {
@@ -240,6 +242,18 @@ class MicroBatchTrainer(Trainer):
             whole = [folder for folder in (self.job.out / "checkpoints").iterdir() if step_of(folder) >= 0]
             for old in sorted(whole, key=step_of)[: -self.settings.keep]:
                 shutil.rmtree(old)
+
+    def _prove_optimizer(self, file: Path) -> None:
+        """Reopen the optimizer's state: its tensors must be the live ones; else ProofError."""
+        assert self.optimizer is not None
+        live, saved = (
+            self.optimizer.state_dict()["state"],
+            torch.load(file, "cpu", weights_only=True, mmap=True)["state"],
+        )
+        for number, state in live.items():
+            for name, value in state.items():
+                if torch.is_tensor(value) and not value.cpu().equal(saved[number][name]):
+                    raise ProofError(f"{file}: {name} of parameter {number} is not what the optimizer holds")
 
     # Every micro-batch brings its own random state.
     def _save_rng_state(self, output_dir: Any) -> None: ...
