@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 WHOLE = 1 << 20
 """Tensors up to this many bytes are hashed whole; of larger ones, WINDOWS pieces of 4 KiB at fixed offsets."""
 WINDOWS = 64
+_SETS = {"target_modules", "exclude_modules"}
+"""What peft keeps as sets in its configuration, and writes in another order each time."""
 
 
 def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
@@ -199,6 +201,9 @@ def _config(directory: Path) -> Any:
         if (directory / name).is_file():
             config = json.loads((directory / name).read_text("utf-8"))
             volatile = ("transformers_version", "_name_or_path", "base_model_name_or_path", "peft_version")
+            for key in _SETS & config.keys():
+                if isinstance(config[key], list):
+                    config[key] = sorted(config[key])
             return {key: value for key, value in config.items() if key not in volatile}
     return None
 

@@ -80,6 +80,8 @@ def tell(code: int, said: str, follows: bool = False) -> None:
         return
     rank = os.environ.get("RANK", "0")
     if _orders:
+        if os.getppid() != _orders.parent:
+            return  # the supervisor was killed, and this process only ends with it
         file = report_file(_orders.folder, rank)
         with suppress(OSError):
             text = json.dumps(asdict(Report(code, said, follows, time.monotonic())))

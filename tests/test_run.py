@@ -201,6 +201,14 @@ def test_chat_refuses_weights_that_the_run_did_not_leave(copy: Path) -> None:
     assert "not those that the run left" in result.stderr
 
 
+def test_the_order_in_which_peft_names_the_adapted_modules_means_nothing(copy: Path) -> None:
+    file = copy / "adapter" / "adapter_config.json"
+    config = json.loads(file.read_text("utf-8"))
+    config["target_modules"].reverse()
+    file.write_text(json.dumps(config), "utf-8")
+    assert chat(copy).returncode == 0
+
+
 @pytest.mark.parametrize("broken", ["missing", "unfinished", "garbage", "no base"])
 def test_chat_says_what_is_wrong_with_a_run_directory(copy: Path, tmp_path: Path, broken: str) -> None:
     file, options = copy / "manifest.json", []

@@ -54,7 +54,6 @@ class MicroBatchTrainer(Trainer):
         self.job = job
         self.settings = settings
         self.save = save
-        self.evaluated_at = -1
         self.stop = Stop()
         self.remove_callback(PrinterCallback)
         self.remove_callback(ProgressCallback)
@@ -127,6 +126,9 @@ class MicroBatchTrainer(Trainer):
         self._tokens += supervised
         self._supervised = 0
         self.stop.agree(interrupted, terminated)
+        if self.job.held_out and self.state.global_step >= self.args.max_steps:
+            # Before the last checkpoint: a run that goes on from it has nothing left to measure.
+            self.control.should_evaluate = True
         if self.stop.agreed:
             self.control.should_save = self.control.should_training_stop = True
 
@@ -158,7 +160,6 @@ class MicroBatchTrainer(Trainer):
         if self.is_deepspeed_enabled:
             # Under ZeRO-3, what was fetched for a layer that did not come would still be on its way.
             model.empty_partition_cache()
-        self.evaluated_at = self.state.global_step
         self.job.log(self.state.global_step, self.args.max_steps, {"held_out_loss": loss})
         self._since += time.perf_counter() - started
         metrics = {"eval_loss": loss}

@@ -120,8 +120,6 @@ def fit(
             raise _refused(error) from error
         with trainer.stop:
             trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
-        if job.held_out and trainer.evaluated_at != trainer.state.global_step:
-            trainer.evaluate()
     if settings.deepspeed is None:
         # Accelerate leaves autocast around the model's forward; what is saved computes in its own precision.
         trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
