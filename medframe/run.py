@@ -96,6 +96,8 @@ def _run(recipe: Recipe, say: Say, resume: bool, overwrite: bool) -> None:
         world.leave()
         if log:
             _finish(recipe, prepared, description, log, say)
+        # A launcher takes it for a failure when some of its processes end long before the others.
+        world.part()
 
 
 def _begin(recipe: Recipe, prepared: Prepared, description: dict[str, Any], resume: bool, say: Say) -> Path | None:
@@ -258,7 +260,9 @@ def _check_same(out: Path, recipe: Recipe, description: dict[str, Any]) -> None:
     now = _flat(recipe.config)
     changed = [
         f"{key}: {before.get(key)!r} then, {now.get(key)!r} now"
-        for key in sorted({*before, *now} - {"out", "compare", "processes", "patience"})
+        for key in sorted(
+            {*before, *now} - {"out", "compare", "processes", "patience", "trainer.report_to", "trainer.keep"}
+        )
         if before.get(key) != now.get(key)
     ]
     old = read_manifest(out)

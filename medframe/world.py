@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -115,6 +115,18 @@ class World:
                 dist.destroy_process_group()
                 self.left = True
 
+    def part(self) -> None:
+        """Meet for the last time; rank 0, which may hold the store, is the last to go."""
+        self.together()
+        if self._store is None:
+            return
+        with suppress(RuntimeError):
+            self._store.set_timeout(timedelta(seconds=30))
+            if self.rank:
+                self._store.set(f"parted/{self.rank}", "")
+            else:
+                self._store.wait([f"parted/{rank}" for rank in range(1, self.size)])
+
 
 _current = World()
 
@@ -149,7 +161,8 @@ def join(patience: float, out: Path) -> World:
         if place.local_rank >= gpus:
             raise RunError(
                 f"processes: rank {place.rank} finds {gpus} GPUs, and is number {place.local_rank + 1} on its machine; "
-                'start one process for each, or hide them with CUDA_VISIBLE_DEVICES="" to train on the CPU'
+                f'start one process for each (processes={gpus}), or hide them with CUDA_VISIBLE_DEVICES="" to train on '
+                "the CPU"
             )
         torch.cuda.set_device(place.local_rank)
     elif not torch.accelerator.is_available():
@@ -202,7 +215,9 @@ def _from_slurm() -> None:
     env = os.environ
     env["RANK"], env["WORLD_SIZE"] = env["SLURM_PROCID"], env["SLURM_STEP_NUM_TASKS"]
     alone = len(env.get("CUDA_VISIBLE_DEVICES", "").split(",")) == 1 and env.get("SLURM_GPUS_PER_TASK")
-    env["LOCAL_RANK"] = "0" if alone else env["SLURM_LOCALID"]  # a task that sees only its own GPU counts from there
+    env.setdefault(
+        "LOCAL_RANK", "0" if alone else env["SLURM_LOCALID"]
+    )  # a task that sees only its own GPU counts from there
     # Apart for each step: several may run on one machine at a time.
     number = int(env["SLURM_JOB_ID"]) * 8 + int(env.get("SLURM_STEP_ID") or 0)
     env.setdefault("MASTER_PORT", str(20000 + number % 10000))

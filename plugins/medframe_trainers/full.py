@@ -7,11 +7,14 @@ import json
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medframe import Job, ProofError, RecipeError
 from medframe_trainers.settings import Settings
 from medframe_trainers.whole import copied
+
+if TYPE_CHECKING:
+    from medframe_trainers.training import Training
 
 
 @dataclass(kw_only=True)
@@ -38,15 +41,13 @@ class Full(Settings):
             raise ValueError(f"max_shard_size must be like 500MB or 5GB, not {self.max_shard_size!r}")
 
     def fit(self, job: Job) -> None:
-        from medframe_trainers.training import arguments
+        from medframe_trainers.training import Training
 
-        with arguments(job, self) as args:
-            self._fit(job, args)
+        with Training(job, self) as training:
+            self._fit(job, training)
 
-    def _fit(self, job: Job, args: Any) -> None:
-        from medframe_trainers.training import fit, load
-
-        model = load(job, args, self)
+    def _fit(self, job: Job, training: Training) -> None:
+        model = training.load(adapted=False)
         self._freeze(model)
         # Parameters alone: buffers such as the angles of rotary positions keep the precision they are made in.
         dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
@@ -63,7 +64,7 @@ class Full(Settings):
                 model.save_pretrained(str(folder), state_dict=live, max_shard_size=self.max_shard_size)
                 _prove(job, model, live, folder)
 
-        fit(job, model, args, self, save)
+        training.fit(model, save)
         if _marks(model) == start:
             raise ProofError(
                 "trainer: no parameter has changed: nothing was learnt. The first step of a warm-up has a learning "

@@ -7,7 +7,7 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,10 +19,10 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 
 from medframe import Job, ProofError
 from medframe_trainers import schedule, universal, zero
+from medframe_trainers.divergence import Divergence
 from medframe_trainers.loss import mean_loss, token_loss
-from medframe_trainers.stop import Stop
+from medframe_trainers.stop import Stop, deaf_to_signals
 from medframe_trainers.stream import Share, Stream
-from medframe_trainers.watch import Watch
 
 if TYPE_CHECKING:
     from medframe_trainers.settings import Settings
@@ -32,7 +32,7 @@ _WINDOW = "window.json"
 
 
 class MicroBatchTrainer(Trainer):
-    """The Hugging Face Trainer, told what to do where it would do otherwise; `Stop` and `Watch` look after it."""
+    """The Hugging Face Trainer, told what to do where it would do otherwise; `Stop` and `Divergence` end it."""
 
     def __init__(
         self,
@@ -62,7 +62,7 @@ class MicroBatchTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._stream, self._per_step = stream, per_step
-        self._watch = Watch(settings.max_grad_norm_growth, settings.fp16)
+        self._divergence = Divergence(settings.max_grad_norm_growth, settings.fp16)
         self._micro_batches: list[tuple[int, torch.Tensor]] = []
         """(number in the stream, loss) of those of the step that is being taken."""
         self._norm: torch.Tensor | None = None
@@ -83,6 +83,7 @@ class MicroBatchTrainer(Trainer):
             batch_size=1,
             collate_fn=self.data_collator,
             num_workers=workers,
+            worker_init_fn=deaf_to_signals,  # which come to all that a launcher has started
             pin_memory=self.args.dataloader_pin_memory,
             persistent_workers=self.args.dataloader_persistent_workers,
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
@@ -118,25 +119,31 @@ class MicroBatchTrainer(Trainer):
     def _end_step(self, grad_norm: float | None) -> None:
         """What all processes must agree on, before anything is logged or saved."""
         losses = torch.stack([loss for _, loss in self._micro_batches])
-        mine = [float(losses.sum()) / self.job.world, self._supervised, *self.stop.asked()]
-        loss, supervised, interrupted, terminated = self._summed(mine)
-        self._watch.step(self.state.global_step, loss, grad_norm, self._rows)
+        loss, supervised = self._summed([float(losses.sum()) / self.job.world, self._supervised])
+        self._divergence.step(self.state.global_step, loss, grad_norm, self._rows)
         self._micro_batches.clear()
         self._losses += loss
         self._tokens += supervised
         self._supervised = 0
-        self.stop.agree(interrupted, terminated)
+        if self.state.global_step >= self.args.max_steps:
+            self.control.should_log = True
         if self.job.held_out and self.state.global_step >= self.args.max_steps:
             # Before the last checkpoint: a run that goes on from it has nothing left to measure.
             self.control.should_evaluate = True
+        self.agree_to_stop()
         if self.stop.agreed:
             self.control.should_save = self.control.should_training_stop = True
 
-    def _summed(self, values: list[float]) -> list[float]:
+    def agree_to_stop(self) -> None:
+        """Have all processes stop where one was asked to, as a cluster asks one of each machine."""
+        if not self.stop.agreed:
+            self.stop.agree(*self._summed(self.stop.asked()))
+
+    def _summed(self, values: Sequence[float]) -> list[float]:
         """Each value summed over the processes."""
         if self.job.world == 1:
-            return values
-        summed = torch.tensor(values, dtype=torch.float64, device=self.args.device)
+            return list(values)
+        summed = torch.tensor(values, dtype=torch.float64)  # on the CPU: not every device has this precision
         torch.distributed.all_reduce(summed)
         return summed.tolist()
 
@@ -156,7 +163,8 @@ class MicroBatchTrainer(Trainer):
         assert held_out is not None
         started = time.perf_counter()
         model: Any = self.model_wrapped if self.is_deepspeed_enabled else self.model
-        loss = mean_loss(model, held_out.epoch(0), self.job.rank, self.job.world)
+        step = self.state.global_step
+        loss = mean_loss(model, held_out.epoch(0), self.job.rank, self.job.world, lambda: self.job.progress(step))
         if self.is_deepspeed_enabled:
             # Under ZeRO-3, what was fetched for a layer that did not come would still be on its way.
             model.empty_partition_cache()
@@ -221,7 +229,7 @@ class MicroBatchTrainer(Trainer):
     def _save_checkpoint(self, model: Any, trial: Any) -> None:
         with self.job.saving(f"checkpoints/checkpoint-{self.state.global_step}") as folder:
             if self.is_deepspeed_enabled:
-                universal.save(self.model_wrapped, folder, self.job.prove)
+                universal.save(self.model_wrapped, folder, self._prove)
                 if self.job.rank == 0:
                     torch.save(self._scheduler().state_dict(), folder / _SCHEDULER)
             else:
@@ -243,6 +251,10 @@ class MicroBatchTrainer(Trainer):
             whole = [folder for folder in (self.job.out / "checkpoints").iterdir() if step_of(folder) >= 0]
             for old in sorted(whole, key=step_of)[: -self.settings.keep]:
                 shutil.rmtree(old)
+
+    def _prove(self, live: Mapping[str, torch.Tensor], file: Path) -> None:
+        self.job.prove(live, file)
+        self.job.progress(self.state.global_step)  # of a large model there are many files, each of which takes long
 
     def _prove_optimizer(self, file: Path) -> None:
         """Reopen the optimizer's state: its tensors must be the live ones; else ProofError."""

@@ -7,11 +7,14 @@ import re
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from medframe import Job, ProofError, RecipeError
 from medframe_trainers.settings import Settings
 from medframe_trainers.whole import whole
+
+if TYPE_CHECKING:
+    from medframe_trainers.training import Training
 
 
 @dataclass(kw_only=True)
@@ -41,18 +44,16 @@ class Lora(Settings):
             raise ValueError("targets is empty: name modules, or give null for the backbone's own choice")
 
     def fit(self, job: Job) -> None:
-        from medframe_trainers.training import arguments
+        from medframe_trainers.training import Training
 
-        with arguments(job, self) as args:
-            self._fit(job, args)
+        with Training(job, self) as training:
+            self._fit(job, training)
 
-    def _fit(self, job: Job, args: Any) -> None:
+    def _fit(self, job: Job, training: Training) -> None:
         from peft import get_peft_model_state_dict
         from transformers import set_seed
 
-        from medframe_trainers.training import fit, load
-
-        base = load(job, args, self)
+        base = training.load(adapted=True)
         self._check_precision(base)
         set_seed(job.seed)  # every process begins with the same adapter
         model = self._adapted(base, job.backbone.lora_targets)
@@ -72,7 +73,7 @@ class Lora(Settings):
                     (folder / "README.md").unlink(missing_ok=True)  # peft's form to fill in; the run has a card
                     job.prove(tensors(), folder / "adapter_model.safetensors")
 
-        fit(job, model, args, self, save)
+        training.fit(model, save)
         with whole(*adapter):
             same = all(tensor.cpu().equal(start[name].to(tensor.dtype)) for name, tensor in tensors().items())
         if same:

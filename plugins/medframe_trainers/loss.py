@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from medframe_trainers.stream import shared
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     import torch
 
@@ -33,22 +33,28 @@ def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     return loss, len(targets)
 
 
-def mean_loss(model: Any, epoch: Sequence[dict[str, torch.Tensor]], rank: int = 0, world: int = 1) -> float:
+def mean_loss(
+    model: Any,
+    epoch: Sequence[dict[str, torch.Tensor]],
+    rank: int = 0,
+    world: int = 1,
+    progress: Callable[[], None] = lambda: None,
+) -> float:
     """The loss per supervised token over an epoch, without gradients, each process computing its share.
 
-    The model's mode is left as it was.
+    The model's mode is left as it was. `progress` is called after every micro-batch.
     """
     import torch
 
     was_training = model.training
     device = next(model.parameters()).device
     model.eval()
-    total = torch.zeros(2, dtype=torch.float64, device=device)
+    total = torch.zeros(2, dtype=torch.float64)  # on the CPU: not every device has this precision
     with torch.no_grad():
         for batch in shared(epoch, rank, world):
             loss, tokens = token_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
-            total[0] += loss
-            total[1] += tokens
+            total += torch.tensor([float(loss), tokens], dtype=torch.float64)
+            progress()
     model.train(was_training)
     if world > 1:
         torch.distributed.all_reduce(total)

@@ -39,3 +39,9 @@ class Stop:
         if number in self._asked:
             raise _SIGNALS[number]
         self._asked.add(number)
+
+
+def deaf_to_signals(worker: int) -> None:
+    """Have a process that only prepares data leave the signals to the one that it works for."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)

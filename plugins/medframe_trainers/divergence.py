@@ -1,4 +1,4 @@
-"""Looks after a training: stops one that has gone wrong, and says at which rows."""
+"""Ends a training that has gone wrong, and says at which rows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _STEPS = 3
 """Steps running that a gradient must be out of proportion: one strange micro-batch is clipped and forgotten."""
 
 
-class Watch:
+class Divergence:
     """The gradient norms of the last steps, and what a step may not do."""
 
     def __init__(self, growth: float | None, scaled: bool) -> None:
