@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -25,7 +26,7 @@ RECIPE = """\
 out: out
 seed: 5
 compare: 0
-backbone: {use: llama}
+backbone: {use: llama, weights: llama}
 data:
   consult: {use: chatmed-consult, path: rows.jsonl}
 held_out: {rows: 5}
@@ -66,6 +67,35 @@ def write_data(folder: Path) -> None:
     ]
     (folder / "rows.jsonl").write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), "utf-8")
     (folder / "recipe.yaml").write_text(RECIPE, "utf-8")
+
+
+def write_model(folder: Path, backbone: str, fields: Mapping[str, str] | None = None, **changed: object) -> None:
+    """The tiny model of the backbone, two layers deep, and with these keys of its configuration changed."""
+    from safetensors.torch import load_file, save_file
+
+    from medframe.plugins import catalog
+
+    made = catalog().find("backbone", backbone).load()(**fields or {})
+    folder.mkdir()
+    made.make_tiny_tokenizer(folder)
+    made.make_tiny_weights(folder)
+    config = json.loads((folder / "config.json").read_text("utf-8"))
+    config["n_layer" if "n_layer" in config else "num_hidden_layers"] = 2
+    (folder / "config.json").write_text(json.dumps(config | changed), "utf-8")
+    tensors = load_file(folder / "model.safetensors")
+    for name in list(tensors):
+        number = re.search(r"\.(\d+)\.", name)
+        if (number and int(number[1]) >= 2) or (changed.get("tie_word_embeddings") and "lm_head" in name):
+            del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+
+
+def write_models(folder: Path) -> None:
+    """Every model that is trained here, two layers deep; `tied` is a Qwen whose head is its embedding."""
+    for backbone in ("llama", "bloom", "baichuan"):
+        write_model(folder / backbone, backbone)
+    write_model(folder / "baichuan2", "baichuan", {"positions": "rope", "head": "norm"})
+    write_model(folder / "tied", "auto", tie_word_embeddings=True)
 
 
 def start(folder: Path, world: int, trainings: Sequence[Training]) -> list[subprocess.Popen[bytes]]:
@@ -169,18 +199,58 @@ SETTINGS = [
     "trainer.weight_decay=0.01",
     "trainer.max_grad_norm=0.2",
     "trainer.gradient_accumulation_steps=4",
-    "trainer.num_train_epochs=2",
+    "trainer.num_train_epochs=1.9",
     "trainer.logging_steps=1",
-    "trainer.save_steps=4",
-    "trainer.eval_steps=3",
+    "trainer.save_steps=3",
+    "trainer.eval_steps=2",
     "trainer.keep=9",
 ]
-KINDS = {
-    "lora": ["trainer={use: lora, dropout: 0.1}", *SETTINGS],
-    "lora-whole": ["trainer={use: lora, dropout: 0.1, modules_to_save: [embed_tokens, lm_head]}", *SETTINGS],
-    "full": ["trainer.use=full", *SETTINGS, "trainer.learning_rate=3e-4"],
-    "full-some": ["trainer={use: full, parameters: [model.layers.1.*, '*norm*', lm_head.*]}", *SETTINGS],
+LORA = ["trainer={use: lora, dropout: 0.1}", *SETTINGS]
+LORA_WHOLE = ["trainer={use: lora, dropout: 0.1, modules_to_save: [embed_tokens, lm_head]}", *SETTINGS]
+FULL = ["trainer.use=full", *SETTINGS, "trainer.learning_rate=3e-4"]
+FULL_SOME = ["trainer={use: full, parameters: [model.layers.1.*, '*norm*', lm_head.*]}", *SETTINGS]
+BF16 = ["trainer.bf16=true", "trainer.learning_rate=2e-4"]
+TIED = ["backbone={use: auto, weights: tied}", "prompt.use=chat-template"]
+BLOOM = ["backbone={use: bloom, weights: bloom}"]
+BAICHUAN = ["backbone={use: baichuan, weights: baichuan}"]
+BAICHUAN2 = ["backbone={use: baichuan, weights: baichuan2}"]
+SOME = ("null", "zero2", "zero3")
+
+KINDS = {"lora": LORA, "lora whole": LORA_WHOLE, "full": FULL, "full some": FULL_SOME}
+GROUPS = {
+    **{f"fp32 {name}": (kind, MODES) for name, kind in KINDS.items()},
+    **{f"bf16 {name}": ([*kind, *BF16], MODES) for name, kind in KINDS.items()},
+    "padded lora": ([*LORA, "batching={kind: padded, rows: 2}"], SOME),
+    "blocks full": ([*FULL, "batching={kind: blocks, length: 64}"], SOME),
+    "checkpointing lora": ([*LORA, "trainer.gradient_checkpointing=true"], SOME),
+    "checkpointing full": ([*FULL, "trainer.gradient_checkpointing=true"], SOME),
+    "neftune full": ([*FULL, "trainer.neftune_noise_alpha=5"], SOME),
+    "seldom logged lora": ([*LORA, "trainer.logging_steps=3"], SOME),
+    "unclipped full": ([*FULL, "trainer.max_grad_norm=0"], MODES),
+    "loader lora": ([*LORA, "trainer.training_arguments={dataloader_num_workers: 1}"], SOME),
+    "sgd full": ([*FULL, "trainer.optim=sgd"], SOME),
+    "adafactor full": ([*FULL, "trainer.optim=adafactor"], SOME),
+    "steps lora": ([*LORA, "trainer.max_steps=5", "trainer.warmup_steps=0.3"], SOME),
+    "cosine lora": ([*LORA, "trainer.lr_scheduler_type=cosine", "trainer.warmup_type=log"], SOME),
+    "tied lora": ([*LORA, *TIED], SOME),
+    "tied whole": ([*LORA, *TIED, "trainer.modules_to_save=[embed_tokens]"], SOME),
+    "tied full": ([*FULL, *TIED], SOME),
+    "tied full bf16": ([*FULL, *TIED, *BF16], SOME),
+    "bloom lora": ([*LORA, *BLOOM], SOME),
+    "bloom whole": ([*LORA, *BLOOM, "trainer.modules_to_save=[word_embeddings]"], SOME),
+    "bloom full": ([*FULL, *BLOOM], SOME),
+    "baichuan lora": ([*LORA, *BAICHUAN], SOME),
+    "baichuan full": ([*FULL, *BAICHUAN], SOME),
+    "baichuan full bf16": ([*FULL, *BAICHUAN, *BF16], SOME),
+    "baichuan2 full": ([*FULL, *BAICHUAN2], SOME),
+    "baichuan2 whole": (
+        [*LORA, *BAICHUAN2, "trainer.modules_to_save=[lm_head]"],
+        SOME,
+    ),
+    "low weights lora": ([*LORA, "backbone.dtype=bfloat16", *BF16], MODES),
+    "low weights full": ([*FULL, "backbone.dtype=bfloat16", *BF16], MODES),
 }
+"""Name -> overrides, and the configurations of DeepSpeed to train under; what is plain and on one process is right."""
 
 
 def differences(one: Curve, other: Curve) -> dict[str, float]:
@@ -198,25 +268,20 @@ def every(words: Sequence[str]) -> None:
     with tempfile.TemporaryDirectory(prefix="medframe-distributed-") as name:
         folder = Path(name)
         write_data(folder)
+        write_models(folder)
         print(folder, flush=True)
         trainings: dict[int, list[Training]] = {1: [], 2: []}
-        for precision, set_ in {"fp32": [], "bf16": ["trainer.bf16=true", "trainer.learning_rate=2e-4"]}.items():
-            for kind, changed in KINDS.items():
-                for mode in MODES:
-                    overrides = [*changed, *set_, f"trainer.deepspeed={mode}"]
-                    case = f"{precision} {kind} {mode}"
-                    if words and not any(word in case for word in words):
-                        continue
-                    for world in (1, 2):
-                        trainings[world].append(Training(name=f"{case} on {world}", overrides=overrides))
-                    for before, world in ((1, 2), (2, 1), (2, 2), (1, 1)):
-                        trainings[world].append(
-                            Training(
-                                name=f"{case} {before}->{world}",
-                                overrides=overrides,
-                                resume=f"{case} on {before}/checkpoints/checkpoint-4",
-                            )
-                        )
+        for group, (overrides, modes) in GROUPS.items():
+            if words and not any(word in f"{group} {mode}" for word in words for mode in modes):
+                continue
+            for mode in modes:
+                case, given = f"{group} {mode}", [*overrides, f"trainer.deepspeed={mode}"]
+                for world in (1, 2):
+                    trainings[world].append(Training(name=f"{case} on {world}", overrides=given))
+                for before, world in ((2, 1), (2, 2)):
+                    begun = f"{case} on {before}/checkpoints/checkpoint-3"
+                    name = f"{case} {before}->{world}"
+                    trainings[world].append(Training(name=name, overrides=given, resume=begun))
         for world in (1, 2):
             trainings[world].sort(key=lambda training: training.resume is not None)
         began = time.monotonic()
@@ -229,11 +294,11 @@ def every(words: Sequence[str]) -> None:
             if said := (out / "ended-0.txt").read_text("utf-8"):
                 print(f"{training.name:40} FAILED {said[-300:]}")
                 continue
-            precision, kind, mode, *_ = training.name.split()
-            plain = folder / f"{precision} {kind} null on 1"
-            whole = folder / (training.resume or "").partition("/")[0]
+            case = training.name.rpartition(" ")[0].removesuffix(" on")
+            plain = folder / f"{case.rpartition(' ')[0]} null on 1"
+            whole = folder / ((training.resume or "").partition("/")[0] or f"{case} on 1")
             parts = []
-            for against in {plain, whole if training.resume else folder / f"{precision} {kind} {mode} on 1"}:
+            for against in {plain, whole}:
                 if (against / "ended-0.txt").exists() and not (against / "ended-0.txt").read_text():
                     found = differences(curve(against), curve(out))
                     parts.append(f"{against.name}: " + " ".join(f"{value:.1e}" for value in found.values()))

@@ -258,7 +258,7 @@ def test_what_shows_once_the_steps_are_counted(content: dict[str, Any], rows: in
         ("{zero_optimization: {stage: 2, offload_param: {device: cpu}}}", "offload_param, which needs stage 3"),
         ("{zero_optimization: {offload_optimizer: {device: cpu}}}", "needs stage 1 or more, not 0"),
         ("{zero_optimization: {stage: 2, cpu_offload: true}}", 'write "offload_optimizer": {"device": "cpu"}'),
-        ("{optimizer: {type: OneBitAdam}}", 'the optimizer "OneBitAdam"; take Adagrad, Adam'),
+        ("{optimizer: {type: OneBitAdam}}", 'the optimizer "OneBitAdam"; take Adam, AdamW, SGD'),
         ("{optimizer: {type: Adam, params: 3}}", "optimizer.params 3; it must be a mapping"),
     ],
 )
@@ -270,6 +270,14 @@ def test_what_is_no_configuration_is_told_when_the_recipe_is_read(
         assert ended.code == 0
     else:
         assert (ended.code, said in ended.err) == (2, True), ended.err
+
+
+def test_an_optimizer_that_looks_at_whole_tensors_is_refused(medframe: Medframe, recipe: Path) -> None:
+    ended = medframe("run", recipe, "--print", "trainer.deepspeed=zero2", "trainer.optim=adafactor")
+    assert ended.code == 2
+    assert "optim adafactor would do something else" in ended.err
+    assert "take adamw_torch, adamw_torch_fused, rmsprop, sgd" in ended.err
+    assert medframe("run", recipe, "--print", "trainer.deepspeed=zero2", "trainer.optim=sgd").code == 0
 
 
 @pytest.mark.parametrize(

@@ -66,6 +66,8 @@ class MicroBatchTrainer(Trainer):
         self._micro_batches: list[tuple[int, torch.Tensor]] = []
         """(number in the stream, loss) of those of the step that is being taken."""
         self._norm: torch.Tensor | None = None
+        self._rate = 0.0
+        """The learning rate of the step that is being taken."""
         self._ended = job.resume and step_of(job.resume)
         """The last step that `_end_step` looked at."""
         self._since, self._supervised, self._tokens = time.perf_counter(), 0, 0.0
@@ -93,6 +95,7 @@ class MicroBatchTrainer(Trainer):
         number = inputs.pop("number")
         # Dropout is bound to the micro-batch: the same on any number of processes, and after any resume.
         set_seed(_mixed(self.args.seed, number))
+        self._rate = super()._get_learning_rate()
         loss = super().training_step(model, inputs, num_items_in_batch)
         self._micro_batches.append((number, loss))
         self.job.progress(self.state.global_step)
@@ -221,6 +224,10 @@ class MicroBatchTrainer(Trainer):
     def _get_grad_norm(self, model: Any, grad_norm: Any = None) -> Any:
         of_the_trainer: Any = super()._get_grad_norm
         return of_the_trainer(model, grad_norm) if self._norm is None else float(self._norm)
+
+    def _get_learning_rate(self) -> float:
+        # The one that the step was taken with: where DeepSpeed makes the optimizer, the schedule is a step further.
+        return self._rate
 
     def _scheduler(self) -> Any:
         """The scheduler itself, where DeepSpeed steps it."""

@@ -121,7 +121,8 @@ class Lora(Settings):
             task_type="CAUSAL_LM",
         )
         try:
-            return adapted(model, config)
+            # DeepSpeed keeps weights of float32 in its optimizer, and at stage 3 takes them in one precision alone.
+            return adapted(model, config, float32=self.deepspeed is None)
         except ValueError as error:  # such as a module that peft cannot adapt in this architecture
             raise RecipeError(f"trainer.targets: {' '.join(str(error).split())[:300]}") from error
 

@@ -8,8 +8,10 @@ if TYPE_CHECKING:
     from peft import LoraConfig
 
 
-def adapted(model: Any, config: LoraConfig) -> Any:
+def adapted(model: Any, config: LoraConfig, float32: bool) -> Any:
     """The model wrapped by peft; an embedding that is the head is trained as one tensor, and saved under both names.
+
+    With `float32` adapters are in it where the weights are in a half precision, else in that of the weights.
 
     peft trains a copy of a module, and the other of the two would keep the old weights. Its own `ensure_weight_tying`
     does not survive a reload unless the embedding is called embed_tokens, which Bloom's is not.
@@ -21,7 +23,7 @@ def adapted(model: Any, config: LoraConfig) -> Any:
     together = not twins.isdisjoint(module.rpartition(".")[2] for module in whole)
     if together:
         config.modules_to_save = sorted({*whole, *twins})
-    wrapped: Any = get_peft_model(model, config)
+    wrapped: Any = get_peft_model(model, config, autocast_adapter_dtype=float32)
     if together:
         embedding, head = (module.modules_to_save["default"] for module in _ends(wrapped))
         head.weight = embedding.weight

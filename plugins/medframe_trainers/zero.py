@@ -151,9 +151,10 @@ def dtype(settings: Settings, wanted: Dtype) -> Dtype:
     # At stage 0 autocast computes in bfloat16 with the weights in float32.
     computed: Dtype = low if settings.fp16 or (settings.bf16 and stage) else "float32"
     if wanted not in ("auto", computed):
+        turn_on = ", or trainer.bf16=true" if wanted == "bfloat16" and not settings.bf16 else ""
         raise RecipeError(
-            f"backbone.dtype: {wanted}, but under DeepSpeed the weights are in the precision that is computed in, here "
-            f"{computed}: set trainer.bf16=true for bfloat16, or backbone.dtype=auto"
+            f"backbone.dtype: {wanted}, but under DeepSpeed {'' if stage else 'at stage 0 '}the weights are in "
+            f"{computed} here; set backbone.dtype=auto{turn_on}"
         )
     return computed
 
@@ -248,7 +249,7 @@ def _check_compiler(optimizer: dict[str, Any] | None, where: str) -> None:
     """RecipeError for an optimizer that DeepSpeed would have to compile where nothing can."""
     from deepspeed.git_version_info import installed_ops
 
-    if optimizer is None or optimizer["type"].lower() in ("sgd", "adagrad") or optimizer["params"].get("torch_adam"):
+    if optimizer is None or optimizer["type"].lower() == "sgd" or optimizer["params"].get("torch_adam"):
         return
     compiler = os.environ.get("CXX", "c++")
     if not any(installed_ops.values()) and not (shutil.which(compiler) and shutil.which("ninja")):

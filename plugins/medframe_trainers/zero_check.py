@@ -86,7 +86,9 @@ REFUSED_OF_ZERO = {
     "cpu_offload": 'an old name; write "offload_optimizer": {"device": "cpu"}',
     "cpu_offload_param": 'an old name; write "offload_param": {"device": "cpu"}',
 }
-_OPTIMIZERS = ("Adagrad", "Adam", "AdamW", "Lion", "SGD")
+_OPTIMIZERS = ("Adam", "AdamW", "SGD")
+_BY_ELEMENT = ("adamw_torch", "adamw_torch_fused", "rmsprop", "sgd")
+"""Of the recipe's optimizers, those that treat each element by itself, and keep nothing that they make at the start."""
 
 
 def problems(settings: Settings, content: dict[str, Any], where: str) -> list[str]:
@@ -203,6 +205,11 @@ def _wrong_zero(content: dict[str, Any], where: str) -> Iterator[str]:
 def _wrong_optimizer(content: dict[str, Any], where: str, settings: Settings) -> Iterator[str]:
     optimizer = content.get("optimizer")
     if not isinstance(optimizer, dict):
+        if settings.optim not in _BY_ELEMENT:
+            yield (
+                f"with it, optim {settings.optim} would do something else: DeepSpeed hands an optimizer parts of many "
+                f"tensors joined into one; take {', '.join(_BY_ELEMENT)}"
+            )
         return
     kind = optimizer.get("type")
     if str(kind).lower() not in map(str.lower, _OPTIMIZERS):
