@@ -32,7 +32,7 @@ from test_zero_config import CHATMED, DISC
 
 from medframe import ProofError
 from medframe_backbones.llama import Llama
-from medframe_trainers.watch import Watch
+from medframe_trainers.divergence import Divergence
 
 DEEPSPEED = "trainer.deepspeed"
 OWN_RATES = ["trainer.lr_scheduler_type=null", "trainer.warmup_steps=3"]
@@ -43,7 +43,7 @@ PLAIN = {
     "tied": [*LORA_WHOLE, *TIED],
     "tied full": [*FULL, *TIED, "trainer.max_shard_size=1MB"],
     "bf16": [*FULL, *BF16],
-    "bf16 lora": [*LORA_WHOLE, *BF16],
+    "bf16 lora": [*LORA, *BF16, "backbone.dtype=bfloat16"],
     "baichuan": [*FULL, *BAICHUAN2],
     "bloom": [*LORA, *BLOOM],
 }
@@ -299,7 +299,7 @@ def test_a_training_that_diverges_is_ended_on_every_process_with_its_rows(folder
 
 def watched(norms: list[float], growth: float | None = 10.0, scaled: bool = False) -> int | None:
     """The step at which a training of these gradient norms is ended."""
-    watch = Watch(growth, scaled)
+    watch = Divergence(growth, scaled)
     for step, norm in enumerate(norms, 1):
         said = ""
         try:
