@@ -204,7 +204,7 @@ class Killer:
         if struck:
             number, (phase, victim) = len(self.report.kills), struck
             when, newest = killed - self._started, max(self._checkpoints(), default=0)
-            self._say(f"{number:4} {phase:9} {victim:10} at {when:5.1f} s, newest checkpoint {newest}")
+            self._say(f"{number:4} {phase:9} {victim:10} at {when:5.1f} s, checkpoint {self._newest} to {newest}")
         return struck is not None
 
     def _strike(self, kill: Kill) -> tuple[str, str] | None:
@@ -254,7 +254,7 @@ class Killer:
             return "end"
         if any(path.suffix in (".saving", ".old") for folder in ("checkpoints", ".") for path in self._in(folder)):
             return "save"
-        return "training" if self._step() > self._newest or '"step": 0,' in self._log() else "start-up"
+        return "training" if self._step() > (self._newest or -1) else "start-up"
 
     # What it leaves.
 
