@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -39,23 +40,39 @@ def kept(out: Path) -> str:
 
 
 def write_contents(folder: Path) -> None:
-    """Write down what files the folder holds and how long they are; `damage` looks whether it still does."""
-    sizes = {str(file.relative_to(folder)): file.stat().st_size for file in folder.rglob("*") if file.is_file()}
-    (folder / CONTENTS).write_text(json.dumps(sizes), "utf-8")
+    """Write down what files the folder holds, and how they look; `damage` looks whether they still do."""
+    found = {str(file.relative_to(folder)): _look(file) for file in folder.rglob("*") if file.is_file()}
+    (folder / CONTENTS).write_text(json.dumps(found), "utf-8")
 
 
 def damage(folder: Path) -> str | None:
     """What of the checkpoint is not there as it was saved, in words; None when it is whole."""
     try:
-        sizes = json.loads((folder / CONTENTS).read_text("utf-8"))
-    except (OSError, ValueError):
+        found = json.loads((folder / CONTENTS).read_text("utf-8"))
+        looks = {name: (int(size), str(digest)) for name, (size, digest) in found.items()}
+    except (OSError, ValueError, TypeError, AttributeError):
         return f"{CONTENTS} cannot be read"
-    for name, size in sizes.items():
+    for name, look in looks.items():
         if not (folder / name).is_file():
             return f"{name} is missing"
-        if (folder / name).stat().st_size != size:
+        if (folder / name).stat().st_size != look[0]:
             return f"{name} is cut short"
+        if _look(folder / name) != look:
+            return f"{name} is not as it was written"
     return None
+
+
+def _look(file: Path) -> tuple[int, str]:
+    """The file's length, and a digest of it; of a large one, of pieces all over it: the whole would take long."""
+    size, digest = file.stat().st_size, hashlib.sha256()
+    with file.open("rb") as stream:
+        if size <= 64 << 20:
+            digest.update(stream.read())
+        else:
+            for piece in range(1024):
+                stream.seek((size - 4096) * piece // 1023)
+                digest.update(stream.read(4096))
+    return size, digest.hexdigest()[:16]
 
 
 def beside(final: Path) -> tuple[Path, Path]:

@@ -28,6 +28,9 @@ def supervise(processes: int, arguments: Sequence[str], out: Path) -> int:
 
     None of them outlives this process. What rank 0 prints is seen at once; of the others, what tells why they failed.
     """
+    while (spare := os.open(os.devnull, os.O_RDWR)) < 3:
+        pass  # where standard input is closed, say, the listener would get its number, and be lost on the way
+    os.close(spare)
     with _signals() as asked, tempfile.TemporaryDirectory(prefix="medframe-run-", ignore_cleanup_errors=True) as folder:
         workers: list[_Worker] = []
         try:

@@ -205,7 +205,7 @@ def found() -> Place | None:
     rank, size, local_rank = numbers
     if not rank < size:
         raise RunError(f"RANK is {rank} and WORLD_SIZE {size}: ranks count from 0")
-    if not (env.get("MASTER_ADDR") and env.get("MASTER_PORT", "").isdecimal()):
+    if not (env.get("MASTER_ADDR") and env.get("MASTER_PORT", "").isdecimal() and int(env["MASTER_PORT"]) < 65536):
         raise RunError("MASTER_ADDR and MASTER_PORT must say where the first process listens, as torchrun sets them")
     return Place(rank, size, local_rank)
 

@@ -171,6 +171,9 @@ class MicroBatchTrainer(Trainer):
         if self.is_deepspeed_enabled:
             # Under ZeRO-3, what was fetched for a layer that did not come would still be on its way.
             model.empty_partition_cache()
+        if not math.isfinite(loss):
+            why = "the training has diverged" if step else "look at the base model's weights"
+            raise ProofError(f"the held-out loss is not finite at step {step}: {why}; checkpoints are kept")
         self.job.log(self.state.global_step, self.args.max_steps, {"held_out_loss": loss})
         self._since += time.perf_counter() - started
         metrics = {"eval_loss": loss}

@@ -93,16 +93,18 @@ class Training:
         if settings.deepspeed is None:
             return job.load_model()
         computed = zero.dtype(settings, job.backbone.dtype)
-        backbone = job.backbone if adapted else replace(job.backbone, dtype=computed)
+        # What `auto` loads. The model itself, spread by ZeRO-3, is in the precision computed in, whatever was stored.
+        stored = str(job.backbone.load_config().dtype).removeprefix("torch.")
+        if adapted and job.backbone.dtype == "auto" and stored != computed:
+            raise RecipeError(
+                f"backbone.dtype: the weights are stored in {stored}, and DeepSpeed trains in {computed}; set "
+                f"backbone.dtype={computed}, so that the adapter is used with them as it was trained"
+            )
+        backbone = replace(job.backbone, dtype=computed)
         # Merging adapters needs whole weights: they are spread afterwards, by DeepSpeed.
         if backbone.adapters:
             unset_hf_deepspeed_config()
         model: Any = backbone.load_model()
-        if (found := str(model.dtype).removeprefix("torch.")) != computed:
-            raise RecipeError(
-                f"backbone.dtype: the weights are stored in {found}, and DeepSpeed trains in {computed}; set "
-                f"backbone.dtype={computed}, so that the adapter is used with them as it was trained"
-            )
         set_hf_deepspeed_config(self._args.hf_deepspeed_config)
         with runnable(model):
             job.suit(model)

@@ -212,6 +212,11 @@ def _wrong_optimizer(content: dict[str, Any], where: str, settings: Settings) ->
             )
         return
     kind = optimizer.get("type")
+    known = ("lr", "betas", "eps", "weight_decay", "momentum", "nesterov", "torch_adam", "adam_w_mode")
+    params = optimizer.get("params")
+    for key in params if isinstance(params, dict) else ():
+        if key not in known:
+            yield f"{where} says optimizer.params.{key}, which is not read; it takes {', '.join(known)}"
     if str(kind).lower() not in map(str.lower, _OPTIMIZERS):
         yield (
             f"{where} names the optimizer {_shown(kind)}; take {', '.join(_OPTIMIZERS)}, or leave it out and name optim"
