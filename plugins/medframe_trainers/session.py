@@ -58,13 +58,5 @@ def session(settings: Settings, **counts: Any) -> Iterator[dict[str, Any] | None
 
 
 def release(engine: Any) -> None:
-    """Give back the memory of an engine whose training is over, and of the model that it spreads.
-
-    The engine and the tensors refer to each other from so many places that nothing else ends them; the process goes
-    on to load what was saved.
-    """
+    """Give back the memory of an engine whose training is over: the process goes on to load what was saved."""
     engine.destroy()
-    for parameter in engine.module.parameters():
-        if hasattr(parameter, "ds_tensor"):
-            parameter.ds_tensor.data = torch.empty(0)
-    vars(engine.optimizer).clear()
