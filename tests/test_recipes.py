@@ -176,7 +176,13 @@ def test_the_published_profile_runs_on_the_published_rows(
         pytest.skip("the published rows are not here")
     fields = ["profile=published", "backbone.weights=tiny", f"data.{section}.path={SHARED / file}", "compare=0"]
     # The published numbers are in the recipe; their 128 samples a step would take minutes here.
-    fields += [f"data.{section}.limit=60", "trainer.max_steps=2", "trainer.gradient_accumulation_steps=1"]
+    fields += [
+        f"data.{section}.limit=60",
+        "trainer.max_steps=2",
+        "trainer.gradient_accumulation_steps=1",
+        "processes=1",
+    ]
+    fields += ["trainer.deepspeed=null"]
     ended = medframe("run", name, "out=run", *fields, *([] if name == "disc" else ["held_out.rows=8"]))
     assert ended.code == 0, ended.err
     assert json.loads((here / "run/manifest.json").read_text("utf-8"))["state"] == "finished"
