@@ -485,7 +485,10 @@ def test_a_second_interrupt_ends_at_once(launch: Launch) -> None:
 def test_a_process_that_keeps_the_others_waiting_is_named(launch: Launch, trouble: str, rank: int, said: str) -> None:
     code, _, err = launch.ended("patience=0.1", UNKEPT, TROUBLE=f"{rank} {trouble}")
     assert code == 1
-    assert err == f"Error: {said} (patience); the last whole checkpoint is kept: go on with --resume\n"
+    # On a busy machine the others may be found waiting before the stopped one is found not to answer.
+    waiting = "no process has got further than step 2 for 0.1 minutes"
+    ending = "(patience); the last whole checkpoint is kept: go on with --resume\n"
+    assert err in (f"Error: {said} {ending}", *([f"Error: {waiting} {ending}"] if trouble == "stop" else []))
     launch.nothing_is_left()
 
 
