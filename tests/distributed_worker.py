@@ -91,11 +91,20 @@ def write_model(folder: Path, backbone: str, fields: Mapping[str, str] | None = 
 
 
 def write_models(folder: Path) -> None:
-    """Every model that is trained here, two layers deep; `tied` is a Qwen whose head is its embedding."""
+    """Every model that is trained here, two layers deep.
+
+    `tied` is a Qwen whose head is its embedding; `low` is `llama`, stored in bfloat16 as published models are.
+    """
+    from safetensors.torch import load_file, save_file
+
     for backbone in ("llama", "bloom", "baichuan"):
         write_model(folder / backbone, backbone)
     write_model(folder / "baichuan2", "baichuan", {"positions": "rope", "head": "norm"})
     write_model(folder / "tied", "auto", tie_word_embeddings=True)
+    write_model(folder / "low", "llama", dtype="bfloat16")
+    weights = folder / "low" / "model.safetensors"
+    low = {name: tensor.bfloat16() for name, tensor in load_file(weights).items()}
+    save_file(low, weights, metadata={"format": "pt"})
 
 
 def start(folder: Path, world: int, trainings: Sequence[Training]) -> list[subprocess.Popen[bytes]]:
@@ -149,6 +158,7 @@ def work(folder: Path, orders: Path) -> None:
         (folder / training.name / f"ended-{here.rank}.txt").write_text(said, "utf-8")
         print(f"{training.name}: {time.monotonic() - started:.1f} s", flush=True)
     here.leave()
+    here.part()
     os._exit(0)
 
 
@@ -210,6 +220,7 @@ LORA_WHOLE = ["trainer={use: lora, dropout: 0.1, modules_to_save: [embed_tokens,
 FULL = ["trainer.use=full", *SETTINGS, "trainer.learning_rate=3e-4"]
 FULL_SOME = ["trainer={use: full, parameters: [model.layers.1.*, '*norm*', lm_head.*]}", *SETTINGS]
 BF16 = ["trainer.bf16=true", "trainer.learning_rate=2e-4"]
+LOW = "backbone.weights=low"
 TIED = ["backbone={use: auto, weights: tied}", "prompt.use=chat-template"]
 BLOOM = ["backbone={use: bloom, weights: bloom}"]
 BAICHUAN = ["backbone={use: baichuan, weights: baichuan}"]
@@ -247,8 +258,8 @@ GROUPS = {
         [*LORA, *BAICHUAN2, "trainer.modules_to_save=[lm_head]"],
         SOME,
     ),
-    "low weights lora": ([*LORA, "backbone.dtype=bfloat16", *BF16], MODES),
-    "low weights full": ([*FULL, "backbone.dtype=bfloat16", *BF16], MODES),
+    "low weights lora": ([*LORA, *BF16, LOW], [mode for mode in MODES if mode != "zero0"]),
+    "low weights full": ([*FULL, *BF16, LOW], MODES),
 }
 """Name -> overrides, and the configurations of DeepSpeed to train under; what is plain and on one process is right."""
 

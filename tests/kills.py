@@ -27,6 +27,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from medframe.checkpoints import damage
+
 STEPS, KEPT = 12, 2
 RECIPE = f"""\
 out: run
@@ -314,9 +316,8 @@ class Killer:
                 self._problem(f"did not say {going!r}: {said}")
         for number in self._checkpoints()[-KEPT:]:
             folder = self._out / "checkpoints" / f"checkpoint-{number}"
-            sizes = json.loads((folder / "contents.json").read_text("utf-8"))
-            if wrong := [name for name, size in sizes.items() if (folder / name).stat().st_size != size]:
-                self._problem(f"{folder.name}: {wrong} are not whole")
+            if wrong := damage(folder):
+                self._problem(f"{folder.name} is not whole: {wrong}")
         for name in ("manifest.json", "ledger.json", "comparison.json"):
             if (self._out / name).exists():
                 json.loads((self._out / name).read_text("utf-8"))

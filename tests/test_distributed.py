@@ -22,6 +22,7 @@ from distributed_worker import (
     FULL_SOME,
     LORA,
     LORA_WHOLE,
+    LOW,
     TIED,
     Curve,
     Training,
@@ -42,8 +43,8 @@ PLAIN = {
     "some": FULL_SOME,
     "tied": [*LORA_WHOLE, *TIED],
     "tied full": [*FULL, *TIED, "trainer.max_shard_size=1MB"],
-    "bf16": [*FULL, *BF16],
-    "bf16 lora": [*LORA, *BF16, "backbone.dtype=bfloat16"],
+    "bf16": [*FULL, *BF16, LOW],
+    "bf16 lora": [*LORA, *BF16, LOW],
     "baichuan": [*FULL, *BAICHUAN2],
     "bloom": [*LORA, *BLOOM],
 }
@@ -83,7 +84,10 @@ def trainings(folder: Path) -> dict[int, list[Training]]:
     (folder / "disc.json").write_text(json.dumps(DISC), "utf-8")
     shared = ["trainer.gradient_accumulation_steps=null", "trainer.max_steps=5"]
     one = [Training(name=f"{kind} null on 1", overrides=overrides) for kind, overrides in PLAIN.items()]
-    one.append(Training(name="full zero3 on 1", overrides=[*FULL, f"{DEEPSPEED}=zero3"]))
+    alone = [("full", "zero3"), *((kind, mode) for kind, mode in PAIRS if "bf16" in kind)]
+    one += [
+        Training(name=f"{kind} {mode} on 1", overrides=[*PLAIN[kind], f"{DEEPSPEED}={mode}"]) for kind, mode in alone
+    ]
     one.append(Training(name="unshared on 1", overrides=[*FULL, *shared]))
     two = [
         Training(name=f"{kind} {mode} on 2", overrides=[*PLAIN[kind], f"{DEEPSPEED}={mode}"]) for kind, mode in PAIRS
@@ -180,10 +184,10 @@ def by_hand(folder: Path, overrides: list[str], rates: Callable[[Any], Any] | No
             loss.backward()
             total += loss.item()
         log.grad_norm[step + 1] = float(torch.nn.utils.clip_grad_norm_(model.parameters(), trainer.max_grad_norm))
+        log.loss[step + 1], log.learning_rate[step + 1] = total, optimizer.param_groups[0]["lr"]
         optimizer.step()
         schedule.step()
         optimizer.zero_grad()
-        log.loss[step + 1], log.learning_rate[step + 1] = total, optimizer.param_groups[0]["lr"]
     return log
 
 
@@ -197,15 +201,19 @@ def test_one_plain_process_is_a_loop_written_by_hand(folder: Path) -> None:
 @pytest.mark.parametrize(("kind", "mode"), [pair for pair in PAIRS if "bf16" not in pair[0]])
 def test_two_processes_follow_the_curves_of_one(folder: Path, kind: str, mode: str) -> None:
     one = found(folder, f"{kind} null on 1")
-    assert min(len(one.loss), len(one.held_out_loss) + 2, len(one.grad_norm)) == 7
+    steps = 9 if "tied" in kind else 7  # its chat template is longer
+    assert set(one.loss) == set(one.grad_norm) == set(range(1, steps + 1))
+    assert set(one.held_out_loss) == {0, 2, 4, 6, steps} | ({8} if steps > 8 else set())
     assert_same(one, found(folder, f"{kind} {mode} on 2"), 5e-6)
 
 
 @pytest.mark.parametrize(("kind", "mode"), [pair for pair in PAIRS if "bf16" in pair[0]])
 def test_two_processes_follow_the_curves_of_one_in_bfloat16(folder: Path, kind: str, mode: str) -> None:
-    one = found(folder, f"{kind} null on 1")
-    assert one.loss[1] - one.loss[7] > 0.01
-    assert_same(one, found(folder, f"{kind} {mode} on 2"), 1e-3, norms=1e-2)
+    plain, one, two = (found(folder, f"{kind} {training}") for training in ("null on 1", f"{mode} on 1", f"{mode} on 2"))
+    assert plain.loss[1] - plain.loss[7] > 0.01
+    assert_same(one, two, 1e-3, norms=1e-2)
+    # DeepSpeed has bfloat16 weights where autocast rounds them for products alone, and not those of norms.
+    assert_same(plain, two, 5e-3, norms=1e-2)
 
 
 def test_one_process_under_deepspeed_follows_the_curves_of_a_plain_one(folder: Path) -> None:
@@ -265,6 +273,8 @@ def reloaded(folder: Path, kind: str, out: Path) -> Any:
     from medframe.recipe import build
 
     if (out / "model").is_dir():
+        import medframe_backbones.baichuan.model  # noqa: F401  # transformers has no Baichuan
+
         return AutoModelForCausalLM.from_pretrained(out / "model").eval()
     base = build(compose(folder / "recipe.yaml", PLAIN[kind])).backbone
     plain = AutoModelForCausalLM.from_pretrained(base.directory())
