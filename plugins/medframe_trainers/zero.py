@@ -69,6 +69,8 @@ def section(deepspeed: str | dict[str, Any]) -> dict[str, Any]:
         raise RecipeError(f"deepspeed: {deepspeed} cannot be read: {error}") from None
     except json.JSONDecodeError as error:
         raise RecipeError(f"deepspeed: {deepspeed}:{error.lineno}: {error.msg}") from None
+    except RecursionError:
+        raise RecipeError(f"deepspeed: {deepspeed} is nested too deeply") from None
     except ValueError as error:
         raise RecipeError(f"deepspeed: {deepspeed}: {error}") from None
     if not isinstance(content, dict):
@@ -239,10 +241,18 @@ def _validate(content: dict[str, Any], where: str) -> None:
         get_float16_config(content)
         get_communication_data_type(content)
     except (ValueError, TypeError, AssertionError) as error:  # pydantic's is a ValueError
-        raise RecipeError(f"trainer: deepspeed: {where}: {' '.join(str(error).split())}") from error
+        raise RecipeError(f"trainer: deepspeed: {where}: {_plain(error)}") from error
     _check_compiler(content.get("optimizer"), where)
     if content["fp16"]["enabled"] and not get_accelerator().is_fp16_supported():
         raise RecipeError("trainer.fp16: DeepSpeed has no float16 on this machine; give trainer.bf16=true instead")
+
+
+def _plain(error: Exception) -> str:
+    """What was refused, without the lines that pydantic puts around it."""
+    found = getattr(error, "errors", None)
+    if found is None:
+        return " ".join(str(error).split())
+    return "; ".join(f"{'.'.join(map(str, one['loc'])) or 'it'}: {one['msg']}" for one in found())
 
 
 def _check_compiler(optimizer: dict[str, Any] | None, where: str) -> None:

@@ -86,6 +86,16 @@ REFUSED_OF_ZERO = {
     "cpu_offload": 'an old name; write "offload_optimizer": {"device": "cpu"}',
     "cpu_offload_param": 'an old name; write "offload_param": {"device": "cpu"}',
 }
+_SECTIONS = ("optimizer", "scheduler", "fp16", "bf16", "bfloat16", "zero_optimization", "data_types")
+_CLASSES = {
+    "fp16": ("precision_config.py", "DeepSpeedFP16Config"),
+    "bf16": ("precision_config.py", "DeepSpeedBF16Config"),
+    "bfloat16": ("precision_config.py", "DeepSpeedBF16Config"),
+    "zero_optimization": ("zero/config.py", "DeepSpeedZeroConfig"),
+    "zero_optimization.offload_param": ("zero/offload_config.py", "DeepSpeedZeroOffloadParamConfig"),
+    "zero_optimization.offload_optimizer": ("zero/offload_config.py", "DeepSpeedZeroOffloadOptimizerConfig"),
+}
+"""The sections whose values have types, and the classes of DeepSpeed that say which."""
 _OPTIMIZERS = ("Adam", "AdamW", "SGD")
 _BY_ELEMENT = ("adamw_torch", "adamw_torch_fused", "rmsprop", "sgd")
 """Of the recipe's optimizers, those that treat each element by itself, and keep nothing that they make at the start."""
@@ -167,11 +177,70 @@ def _wrong_keys(content: dict[str, Any], where: str) -> Iterator[str]:
         elif key not in _TAKEN and key not in ONLY_PRINT:
             near = get_close_matches(key, (*_TAKEN, *ONLY_PRINT), n=1)
             yield f"{where} has {key}, which DeepSpeed does not know" + (f"; did you mean {near[0]!r}?" if near else "")
-        elif key in ("optimizer", "scheduler", "fp16", "bf16", "bfloat16", "zero_optimization", "data_types"):
+        elif key in _SECTIONS:
             if not isinstance(value, dict):
                 yield f"{where} says {key} {_shown(value)}; it must be a mapping"
             elif "params" in value and not isinstance(value["params"], dict):
                 yield f"{where} says {key}.params {_shown(value['params'])}; it must be a mapping"
+            elif key in _CLASSES:
+                yield from _wrong_values(value, f"{where} says {key}", key)
+        elif key in _KINDS and not _KINDS[key](value):
+            yield f"{where} says {key} {_shown(value)}; it must be {_NAMES[_KINDS[key]]}"
+    data_types = content.get("data_types")
+    for key, value in data_types.items() if isinstance(data_types, dict) else ():
+        if key != "grad_accum_dtype":
+            yield f"{where} has data_types.{key}, which cannot be honoured here: {REFUSED['torch_autocast']}"
+        elif not _is_dtype(value):
+            yield f"{where} says data_types.{key} {_shown(value)}; it must be {_NAMES[_is_dtype]}"
+
+
+def _wrong_values(section: dict[str, Any], said: str, path: str) -> Iterator[str]:
+    """What of a section is not of the kind that DeepSpeed takes there; `said` begins the message."""
+    fields = _fields(*_CLASSES[path])
+    for key, value in section.items():
+        inner = f"{path}.{key}"
+        if value is None or value == "auto" or key not in fields:
+            continue
+        if inner in _CLASSES:
+            if isinstance(value, dict):
+                yield from _wrong_values(value, f"{said}.{key}", inner)
+            else:
+                yield f"{said}.{key} {_shown(value)}; it must be a mapping"
+        fits = next((fits for kind, fits in _OF_KIND.items() if kind in fields[key]), None)
+        if fits and not fits(value):
+            yield f"{said}.{key} {_shown(value)}; it must be {_NAMES[fits]}"
+
+
+def _is_bool(value: Any) -> bool:
+    return isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < float("inf") and value == int(value)
+
+
+def _is_dtype(value: Any) -> bool:
+    return value in (None, "fp32", "fp16", "bf16")
+
+
+_NAMES = {
+    _is_bool: "true or false",
+    _is_number: "a number",
+    _is_whole: "a whole number from 0 on",
+    _is_dtype: "fp32, fp16 or bf16",
+}
+_OF_KIND = {"bool": _is_bool, "int": _is_whole, "float": _is_number}
+_KINDS = {
+    "zero_allow_untested_optimizer": _is_bool,
+    "zero_force_ds_cpu_optimizer": _is_bool,
+    "prescale_gradients": _is_bool,
+    "gradient_predivide_factor": _is_number,
+    "communication_data_type": _is_dtype,
+}
 
 
 def _off(value: Any) -> bool:
@@ -190,8 +259,8 @@ def _wrong_zero(content: dict[str, Any], where: str) -> Iterator[str]:
         if key in REFUSED_OF_ZERO:
             if not _off(value):
                 yield f"{where} has zero_optimization.{key}, which cannot be honoured here: {REFUSED_OF_ZERO[key]}"
-        elif key not in _zero_keys():
-            near = get_close_matches(key, _zero_keys(), n=1)
+        elif key not in (known := _fields(*_CLASSES["zero_optimization"])):
+            near = get_close_matches(key, known, n=1)
             hint = f"; did you mean {near[0]!r}?" if near else ""
             yield f"{where} has zero_optimization.{key}, which DeepSpeed does not know{hint}"
     for key, least in (("offload_optimizer", 1), ("offload_param", 3)):
@@ -238,16 +307,16 @@ def at(content: Any, key: str) -> Any:
 
 
 @cache
-def _zero_keys() -> tuple[str, ...]:
-    """What zero_optimization may hold, read from the installed DeepSpeed's text: importing it would take seconds."""
+def _fields(file: str, name: str) -> dict[str, str]:
+    """Key -> annotation of a section, read from the installed DeepSpeed's text: importing it would take seconds."""
     spec = importlib.util.find_spec("deepspeed")
     assert spec is not None and spec.origin is not None
-    tree = ast.parse((Path(spec.origin).parent / "runtime" / "zero" / "config.py").read_text("utf-8"))
-    (body,) = (n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == "DeepSpeedZeroConfig")
-    keys = []
+    tree = ast.parse((Path(spec.origin).parent / "runtime" / file).read_text("utf-8"))
+    (body,) = (n.body for n in tree.body if isinstance(n, ast.ClassDef) and n.name == name)
+    found = {}
     for statement in body:
         if isinstance(statement, ast.AnnAssign) and isinstance(statement.target, ast.Name):
             keywords = statement.value.keywords if isinstance(statement.value, ast.Call) else []
             alias = [k.value.value for k in keywords if k.arg == "alias" and isinstance(k.value, ast.Constant)]
-            keys.append(str(alias[0]) if alias else statement.target.id)
-    return tuple(keys)
+            found[str(alias[0]) if alias else statement.target.id] = ast.unparse(statement.annotation)
+    return found
