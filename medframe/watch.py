@@ -88,7 +88,8 @@ class Watch:
                 where = "before the first step" if self._step is None else f"after step {self._step}"
                 return f"rank {other} has not answered {for_}; the others wait {where}"
         late = any(seen.progress and now - seen.moved > self._patience for seen in self._others.values())
-        if self._rank or not late:
+        silent = any(now - seen.answered > 3 * self._every for seen in self._others.values())
+        if self._rank or not late or silent:  # of one that is silent more will be known soon
             return None
         steps = {other: -1 if seen.step is None else seen.step for other, seen in self._others.items()}
         behind = [other for other, step in steps.items() if step < max(steps.values())]

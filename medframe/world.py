@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 import os
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +27,6 @@ if TYPE_CHECKING:
 
 LAUNCH = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 """The environment variables that tell a process of its launch."""
-_LONG = timedelta(days=365)
-"""What rank 0 does while the others wait, such as encoding, takes as long as it takes; `Watch` sees who is stuck."""
 
 
 class Abandoned(MedframeError):
@@ -60,14 +62,17 @@ class World:
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's value, JSON, by rank, once all have come here; Abandoned where one has failed."""
-        if self._store is None:
+        store = self._store
+        if store is None:
             return [value]
         self._meetings += 1
+        keys = [f"{self._meetings}/{rank}" for rank in range(self.size)]
         try:
-            self._store.set(f"{self._meetings}/{self.rank}", json.dumps({"value": value}))
+            store.set(keys[self.rank], json.dumps({"value": value}))
             found = []
-            for rank in range(self.size):
-                said = json.loads(self._store.get(f"{self._meetings}/{rank}"))
+            for rank, key in enumerate(keys):
+                _until(partial(store.check, [key]))
+                said = json.loads(store.get(key))
                 if "value" not in said:
                     raise Abandoned(f"rank {rank} has failed, and the others with it")
                 found.append(said["value"])
@@ -121,11 +126,11 @@ class World:
         if self._store is None:
             return
         with suppress(RuntimeError):
-            self._store.set_timeout(timedelta(seconds=30))
             if self.rank:
                 self._store.set(f"parted/{self.rank}", "")
             else:
-                self._store.wait([f"parted/{rank}" for rank in range(1, self.size)])
+                parted = [f"parted/{rank}" for rank in range(1, self.size)]
+                _until(partial(self._store.check, parted), seconds=30)
 
 
 _current = World()
@@ -169,8 +174,16 @@ def join(patience: float, out: Path) -> World:
         os.environ.setdefault("DS_ACCELERATOR", "cpu")  # DeepSpeed would look for a GPU, and warn
     # Each try of a launcher that starts failed processes again is a world of its own.
     name = f"medframe/{os.environ.get('TORCHELASTIC_RESTART_COUNT', '0')}"
-    store = PrefixStore(name, _store(place, timedelta(minutes=max(patience, 1))))
-    watched = PrefixStore(name, _connect(timedelta(minutes=max(patience, 1))))
+    minutes = max(patience, 1)
+    store = PrefixStore(name, _store(place, minutes))
+    watched = PrefixStore(name, _connect(minutes))
+    # What comes next waits for all others, and hears no signal meanwhile.
+    store.add("arrived", 1)
+    if not _until(lambda: store.add("arrived", 0) >= place.size, minutes * 60):
+        raise RunError(
+            f"{store.add('arrived', 0)} of {place.size} processes have come within {minutes:g} minutes (patience); "
+            "look at the others"
+        )
     dist.init_process_group(
         "cpu:gloo,cuda:nccl" if gpus else "gloo",
         store=PrefixStore("group", store),
@@ -178,7 +191,6 @@ def join(patience: float, out: Path) -> World:
         world_size=place.size,
         timeout=timedelta(minutes=patience + 1),  # later than the watch, which can say who is behind
     )
-    store.set_timeout(_LONG)
     _current = World(place.rank, place.size, PrefixStore("meetings", store))
     _current.watch = Watch(place.rank, place.size, PrefixStore("watch", watched), patience * 60, out)
     return _current
@@ -191,9 +203,15 @@ def found() -> Place | None:
     give what is needed.
     """
     env = os.environ
-    if "RANK" not in env and int(env.get("SLURM_STEP_NUM_TASKS") or 1) > 1:
-        _from_slurm()
-    if "RANK" not in env or "WORLD_SIZE" not in env:
+    if "RANK" not in env and env.get("SLURM_STEP_NUM_TASKS", "1") != "1":
+        try:
+            _from_slurm()
+        except KeyError as error:
+            raise RunError(f"SLURM_STEP_NUM_TASKS is set, and {error.args[0]} is not: srun sets both") from None
+    if ("RANK" in env) != ("WORLD_SIZE" in env):
+        given, missing = ("RANK", "WORLD_SIZE") if "RANK" in env else ("WORLD_SIZE", "RANK")
+        raise RunError(f"{given} is set in the environment, and {missing} is not: a launcher sets both; unset {given}")
+    if "RANK" not in env:
         return None
     if env["WORLD_SIZE"] == "1":
         return Place(0, 1, 0)
@@ -219,7 +237,7 @@ def _from_slurm() -> None:
         "LOCAL_RANK", "0" if alone else env["SLURM_LOCALID"]
     )  # a task that sees only its own GPU counts from there
     # Apart for each step: several may run on one machine at a time.
-    number = int(env["SLURM_JOB_ID"]) * 8 + int(env.get("SLURM_STEP_ID") or 0)
+    number = 8 * int(env["SLURM_JOB_ID"]) + int(env.get("SLURM_STEP_ID") or 0)
     env.setdefault("MASTER_PORT", str(20000 + number % 10000))
     if "MASTER_ADDR" not in env:
         nodes = env.get("SLURM_STEP_NODELIST") or env["SLURM_JOB_NODELIST"]
@@ -232,30 +250,52 @@ def _from_slurm() -> None:
             raise RunError(f"the first of {nodes} cannot be told: scontrol failed; set MASTER_ADDR to it") from None
 
 
-def _store(place: Place, timeout: timedelta) -> TCPStore:
+def _store(place: Place, minutes: float) -> TCPStore:
     """The store that all processes share: rank 0 holds it, unless torchrun does."""
     if place.rank or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
-        return _connect(timeout)
+        return _connect(minutes)
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     try:
-        return TCPStore(
-            address, port, is_master=True, wait_for_workers=False, timeout=timeout, master_listen_fd=worker.listener()
-        )
+        return TCPStore(address, port, is_master=True, wait_for_workers=False, master_listen_fd=worker.listener())
     except RuntimeError as error:
         raise RunError(
             f"MASTER_PORT: {port} cannot be listened on: {str(error).partition(chr(10))[0]}; choose another"
         ) from None
 
 
-def _connect(timeout: timedelta) -> TCPStore:
+def _connect(minutes: float) -> TCPStore:
+    """The store of the first process, once that is there."""
     from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
     address, port = os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
-    try:
-        return TCPStore(address, port, is_master=False, wait_for_workers=False, timeout=timeout)
-    except RuntimeError as error:
-        raise RunError(
-            f"the first process cannot be reached at {address}:{port}: {str(error).partition(chr(10))[0]}"
-        ) from None
+    began, why = time.monotonic(), ""
+
+    def listens() -> bool:
+        nonlocal why
+        try:
+            socket.create_connection((address, port), timeout=10).close()
+        except OSError as error:
+            why = f": {error.strerror or error}"
+            if isinstance(error, socket.gaierror) and time.monotonic() - began > 60:  # a new name takes a while
+                raise RunError(f"MASTER_ADDR: the machine {address} cannot be found{why}") from None
+            return False
+        return True
+
+    # Asked for here first: TCPStore hears no signal while it waits, and shows how it fared.
+    if _until(listens, minutes * 60):
+        with suppress(RuntimeError):
+            return TCPStore(address, port, is_master=False, wait_for_workers=False)
+    raise RunError(f"the first process cannot be reached at {address}:{port}{why}")
+
+
+def _until(true: Callable[[], bool], seconds: float = math.inf) -> bool:
+    """Wait until it is true, at most so long; signals are heard meanwhile. Whether it came true."""
+    pause, deadline = 0.0005, time.monotonic() + seconds
+    while not true():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(pause * 1.5, 0.1)
+    return True
