@@ -33,7 +33,7 @@ def card(recipe: Recipe, manifest: Mapping[str, Any], ledgers: Sequence[Ledger])
         f"- batches: {batching['kind']}" + (f" ({batching['reason']})" if batching["reason"] else ""),
     ]
     if losses:
-        lines.append(f"- held-out loss per supervised token: {losses[0]:.4f} before, {losses[1]:.4f} after")
+        lines.append(f"- held-out loss per supervised token: {shown(losses[0], 4)} before, {losses[1]:.4f} after")
     if recipe.backbone.weights == "tiny":
         lines.append("- the base is a tiny random model: this run proves the pipeline, it knows no medicine")
     lines += ["", "## Data", ""]
@@ -53,6 +53,11 @@ def _lineage(path: str | list[str]) -> str:
     """Where the rows came from, if others can find it there: a path on this machine tells them nothing."""
     public = [name for name in ([path] if isinstance(path, str) else path) if name.startswith(hub.SCHEME)]
     return f"From {', '.join(f'`{name}`' for name in public)}. " if public else ""
+
+
+def shown(loss: float | None, digits: int) -> str:
+    """The loss for a reader; None is one that was not measured."""
+    return "not measured" if loss is None else f"{loss:.{digits}f}"
 
 
 def comparison(rows: Sequence[Mapping[str, str]], tiny: bool) -> str:

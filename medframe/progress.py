@@ -20,8 +20,10 @@ class RunLog:
         self._file = file
         kept = [line for line in _lines(file) if json.loads(line)["step"] <= after_step]
         write(file, "".join(f"{line}\n" for line in kept))
-        self.held_out: list[float] = [v["held_out_loss"] for v in map(json.loads, kept) if "held_out_loss" in v]
-        """Every held-out loss so far."""
+        self.held_out: dict[int, float] = {
+            values["step"]: values["held_out_loss"] for values in map(json.loads, kept) if "held_out_loss" in values
+        }
+        """Step -> held-out loss, so far."""
         self.steps = after_step
         self._live = sys.stderr.isatty()
         self._first: tuple[int, float] | None = None
@@ -31,9 +33,13 @@ class RunLog:
             stream.write(json.dumps({"step": step, **values}) + "\n")
         self.steps = step
         if "held_out_loss" in values:
-            self.held_out.append(values["held_out_loss"])
+            self.held_out[step] = values["held_out_loss"]
         if self._live:
             self._draw(step, of, values)
+
+    def before_and_after(self) -> tuple[float | None, float] | None:
+        """The held-out loss at step 0, None where nobody measured it or the log was lost, and the last one."""
+        return (self.held_out.get(0), self.held_out[max(self.held_out)]) if self.held_out else None
 
     def close(self) -> None:
         """End the live line."""
@@ -48,7 +54,7 @@ class RunLog:
         if "loss" in values:
             parts.append(f"loss {values['loss']:.3f}")
         if self.held_out:
-            parts.append(f"held-out {self.held_out[-1]:.3f}")
+            parts.append(f"held-out {self.held_out[max(self.held_out)]:.3f}")
         if "supervised_tokens_per_second" in values:
             parts.append(f"{values['supervised_tokens_per_second']:,.0f} supervised tokens/s")
         if step > self._first[0]:

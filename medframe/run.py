@@ -15,7 +15,7 @@ from medframe import hub, quiet
 from medframe import manifest as manifests
 from medframe import world as worlds
 from medframe.agreement import check_agreed, check_shared
-from medframe.card import card, comparison
+from medframe.card import card, comparison, shown
 from medframe.checkpoints import checkpoints, newest, put_all_right, step
 from medframe.errors import PromptError, RunError, Terminated
 from medframe.prepare import Prepared, check_context, prepare
@@ -112,6 +112,8 @@ def _begin(recipe: Recipe, prepared: Prepared, description: dict[str, Any], resu
         _check_same(out, recipe, description)
         _forget_finish(out)
         say(f"Going on from {checkpoint.name}.")
+        for damaged in checkpoints(out)[checkpoints(out).index(checkpoint) + 1 :]:
+            shutil.rmtree(damaged)  # its steps are taken again, and a trainer would count it among those to keep
     else:
         if resume:
             say(f"No checkpoint in {out}: starting at the beginning.")
@@ -185,15 +187,15 @@ def _finish(recipe: Recipe, prepared: Prepared, description: dict[str, Any], log
         "batching": {"kind": prepared.train.kind, "reason": prepared.train.reason},
         "result": {
             "steps": log.steps,
-            "held_out_loss": [log.held_out[0], log.held_out[-1]] if log.held_out else None,
+            "held_out_loss": log.before_and_after(),
         },
     }
     # Last in the file: it is long.
     description["base"] = description.pop("base")
     write(out / "README.md", card(recipe, description, prepared.ledgers))
     write(out / "manifest.json", _json(description))
-    if log.held_out:
-        say(f"Held-out loss per supervised token: {log.held_out[0]:.3f} before, {log.held_out[-1]:.3f} after.")
+    if losses := log.before_and_after():
+        say(f"Held-out loss per supervised token: {shown(losses[0], 3)} before, {losses[1]:.3f} after.")
     if recipe.compare and prepared.held_out and not compared:
         say("No answers are compared: every token is trained, so the examples do not tell where an answer begins.")
     if compared:

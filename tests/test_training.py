@@ -157,20 +157,37 @@ def test_a_run_killed_at_any_time_resumes_to_the_same_losses_and_weights(data: P
 
 def test_a_half_written_or_damaged_checkpoint_is_not_resumed_from(data: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(data, out, "trainer.max_steps=12", start_new_session=True)
-    wait_for(out / "checkpoints" / "checkpoint-8", process)
+    settings = ["trainer.max_steps=20", "trainer.keep=9"]
+    process = start(data, out, *settings, start_new_session=True)
+    wait_for(out / "checkpoints" / "checkpoint-12", process)
     os.killpg(process.pid, signal.SIGKILL)
     process.communicate()
-    damaged = max((out / "checkpoints").glob("checkpoint-*[0-9]"), key=lambda c: int(c.name.rpartition("-")[2]))
+    *_, flipped, damaged = sorted(
+        (out / "checkpoints").glob("checkpoint-*[0-9]"), key=lambda c: int(c.name.rpartition("-")[2])
+    )
     (damaged / "optimizer.pt").unlink()
+    optimizer = bytearray((flipped / "optimizer.pt").read_bytes())
+    optimizer[len(optimizer) // 2] ^= 1  # a fault of the disk
+    (flipped / "optimizer.pt").write_bytes(optimizer)
+    (out / "metrics.jsonl").unlink()
     half = out / "checkpoints" / "checkpoint-99.saving"
     half.mkdir()
     (half / "adapter_model.safetensors").write_bytes(b"half")
-    resumed = train(data, out, "trainer.max_steps=12", "--resume")
+    resumed = train(data, out, *settings, "--resume")
     assert resumed.returncode == 0, resumed.stderr
     assert "checkpoint-99" not in resumed.stdout
+    assert f"{flipped.name} is damaged and passed over: optimizer.pt is not as it was written" in resumed.stdout
     assert f"{damaged.name} is damaged and passed over: optimizer.pt is missing" in resumed.stdout
     assert "Going on from checkpoint-" in resumed.stdout
+    assert "Held-out loss per supervised token: not measured before, " in resumed.stdout
+
+
+def test_float16_is_refused_where_nothing_computes_in_it(data: Path, tmp_path: Path) -> None:
+    result = train(data, tmp_path / "run", "trainer.max_steps=2", "trainer.fp16=true")
+    if torch.accelerator.is_available():
+        pytest.skip("there is an accelerator")
+    assert (result.returncode, "trainer.fp16: a CPU" in result.stderr) == (2, True)
+    assert "Traceback" not in result.stderr
 
 
 def test_ctrl_c_saves_exits_130_and_resumes(data: Path, tmp_path: Path) -> None:

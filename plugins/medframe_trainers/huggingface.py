@@ -260,7 +260,7 @@ class MicroBatchTrainer(Trainer):
         if self.job.rank == 0:
             whole = [folder for folder in (self.job.out / "checkpoints").iterdir() if step_of(folder) >= 0]
             for old in sorted(whole, key=step_of)[: -self.settings.keep]:
-                shutil.rmtree(old)
+                shutil.rmtree(old, ignore_errors=True)  # there is one too many: no reason to end the training
 
     def _prove(self, live: Mapping[str, torch.Tensor], file: Path) -> None:
         self.job.prove(live, file)

@@ -30,7 +30,7 @@ class Settings(Trainer):
     max_steps: int | None = None
     """Optimizer steps; null: num_train_epochs decides."""
     num_train_epochs: float = 3.0
-    """Passes over the training examples."""
+    """Passes over the training examples; unused where max_steps is given."""
     learning_rate: float = 2e-4
     """Peak learning rate."""
     lr_scheduler_type: str | None = None

@@ -37,13 +37,17 @@ class Stream:
         return batch
 
     def rows(self, number: int) -> str:
-        """The rows that a micro-batch is made of, in words."""
+        """The rows that a micro-batch is made of, in words: a file's name, then its lines."""
         epoch, index = self._place(number)
         try:
-            places = [str(where) for where in epoch.where(index)]
+            places = [str(where).rpartition(":") for where in epoch.where(index)]
         except TypeError:  # of blocks, which begin and end anywhere
             return "a block"
-        return ", ".join(places[:8]) + (f" and {len(places) - 8} more" if len(places) > 8 else "")
+        said, last = "", None
+        for file, _, line in places[:8]:
+            said += f", {line}" if file == last else f"{', ' if said else ''}{file}:{line}"
+            last = file
+        return said + (f" and {len(places) - 8} more" if len(places) > 8 else "")
 
     def _place(self, number: int) -> tuple[Any, int]:
         epoch = bisect.bisect_right(self._starts, number) - 1

@@ -51,6 +51,8 @@ class Training:
         given = settings.arguments() | {"gradient_accumulation_steps": self._per_step // job.world}
         # Left to itself, the Trainer refuses bf16 where there is no GPU, though a CPU computes in it.
         given.setdefault("use_cpu", not torch.accelerator.is_available())
+        if settings.fp16 and given["use_cpu"]:
+            raise RecipeError("trainer.fp16: a CPU trains in float32 whatever is asked; give bf16: true instead")
         counts = {
             "world": job.world,
             "accumulate": self._per_step // job.world,
