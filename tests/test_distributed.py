@@ -209,7 +209,8 @@ def test_two_processes_follow_the_curves_of_one(folder: Path, kind: str, mode: s
 
 @pytest.mark.parametrize(("kind", "mode"), [pair for pair in PAIRS if "bf16" in pair[0]])
 def test_two_processes_follow_the_curves_of_one_in_bfloat16(folder: Path, kind: str, mode: str) -> None:
-    plain, one, two = (found(folder, f"{kind} {training}") for training in ("null on 1", f"{mode} on 1", f"{mode} on 2"))
+    plain = found(folder, f"{kind} null on 1")
+    one, two = (found(folder, f"{kind} {mode} on {world}") for world in (1, 2))
     assert plain.loss[1] - plain.loss[7] > 0.01
     assert_same(one, two, 1e-3, norms=1e-2)
     # DeepSpeed has bfloat16 weights where autocast rounds them for products alone, and not those of norms.
@@ -404,8 +405,9 @@ def test_a_row_that_breaks_the_loss_is_named_and_the_last_checkpoint_kept(folder
         r"Error: the loss is not finite at step (\d+), rows (.*?): the training has diverged", result.stderr
     )
     assert said, result.stderr
-    assert "broken.jsonl:19" in said[2]
-    assert said[2].count(".jsonl:") <= 4  # the other process's row is not named
+    lines = {int(line) for line in re.findall(r"(?::|, )(\d+)", said[2])}
+    assert 19 in lines
+    assert len(lines) <= 4  # the other process's rows are not named
     assert result.stderr.count("Error") == 1
     kept = {int(name.name.rpartition("-")[2]) for name in (folder / "broken-run" / "checkpoints").iterdir()}
     assert kept == set(range(1, int(said[1])))
