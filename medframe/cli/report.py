@@ -31,12 +31,17 @@ def command(runs: tuple[Path, ...], out: Path | None) -> None:
             records.append(read(run))
         except MedframeError as error:
             problems += error.args
-    file = out or (records[0].folder if len(records) == 1 else Path()) / "report.html" if records else Path()
     if problems:
         raise RunError(*problems)
+    file = out or (records[0].folder if len(records) == 1 else Path()) / "report.html"
     if not file.parent.is_dir():
         raise RunError(f"--out: there is no folder {file.parent}; make it, or name another")
-    if file.exists() and MARK.encode() not in file.read_bytes()[:1000]:
+    if file.exists() and not _is_report(file, MARK):
         raise RunError(f"{file} is there and is no report; name another file with --out")
     write(file, page(records))
     click.echo(file)
+
+
+def _is_report(file: Path, mark: str) -> bool:
+    with file.open("rb") as stream:
+        return mark.encode() in stream.read(1000)

@@ -20,6 +20,8 @@ GAP = 14
 """Pixels between the labels of two lines, at least."""
 DOTTED = 60
 """Up to so many points, each is drawn as a dot."""
+BANDS = 3
+"""Up to so many lines have bands: those of more would hide each other."""
 
 
 @dataclass(frozen=True)
@@ -135,9 +137,9 @@ def lines(
         at = [(across.at(p.step) * SIZE, SIZE - down.at(p.mean) * SIZE) for p in summed]
         said = [(round(x), _steps(p), _value(p)) for (x, _), p in zip(at, summed, strict=True)]
         told.append({"n": name, "c": color, "p": said})
+        chart.summed = max(chart.summed, math.ceil(len(series) / most))
         line = Line(name, color, path(at), at[-1][1], _told(name, series), brief(series[-1][1]))
-        if len(summed) < len(series):
-            chart.summed = max(chart.summed, math.ceil(len(series) / most))
+        if len(summed) < len(series) and len(named) <= BANDS:
             upper = [(x, SIZE - down.at(p.high) * SIZE) for (x, _), p in zip(at, summed, strict=True)]
             lower = [(x, SIZE - down.at(p.low) * SIZE) for (x, _), p in zip(at, summed, strict=True)]
             line = replace(line, band=f"{path([*upper, *reversed(lower)])}Z")

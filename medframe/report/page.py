@@ -102,14 +102,14 @@ def _several(records: Sequence[Record]) -> dict[str, Any]:
         outlines = [("every run" if len(outlines) == len(records) else "each", COLORS - 1, *outlines[0][2:])]
     charts.insert(3, shares(outlines, height=170))
     answers, more = _answers(records)
-    best = min((record.after for record in records if record.after is not None), default=None)
+    afters = {record.after for record in records if record.after is not None}
     return {
         "title": f"{len(records)} runs",
         "runs": [
             {**_told(record), "label": label, "color": color}
             for label, color, record in zip(names, range(len(records)), records, strict=True)
         ],
-        "best": best,
+        "best": min(afters) if len(afters) > 1 else None,
         "not_alike": not_alike(records),
         "losses": [chart for chart in losses if chart.lines],
         "charts": [chart for chart in charts if chart.lines],

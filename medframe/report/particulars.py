@@ -25,7 +25,7 @@ def particulars(record: Record) -> list[tuple[str, list[str]]]:
         ("Batching", list(_batching(record))),
         ("Processes", [shown(record.at("processes") or 1)]),
         ("Machine", [str(record.at("machine") or "")]),
-        ("Software", [_software(record)]),
+        ("Software", [", ".join(f"{name} {version}" for name, version in record.libraries.items())]),
         ("Commit", [f"{record.at('commit')}, of the working directory"] if record.at("commit") else []),
         ("Trained weights", [f"fingerprint {record.at('trained')}"] if record.at("trained") else []),
     ]
@@ -37,7 +37,7 @@ def lead(record: Record) -> str:
     recipe = record.recipe
     weights = at(recipe, "backbone", "weights")
     base = f"{shown(at(recipe, 'backbone', 'use'))} ({shown(weights)})"
-    sections = ", ".join(str(at(source, "section")) for source in record.at("data") or [])
+    sections = ", ".join(str(at(source, "section")) for source in record.sources)
     trainer = shown(at(recipe, "trainer", "use"))
     parts = [f"{trainer} on {base}", sections, f"format {shown(record.at('prompt', 'use'))}", record.at("machine")]
     return " · ".join(str(part) for part in parts if part)
@@ -62,7 +62,7 @@ def _base(record: Record) -> Iterator[str]:
 
 
 def _data(record: Record) -> Iterator[str]:
-    for source in record.at("data") or []:
+    for source in record.sources:
         name = at(source, "section")
         section = at(record.recipe, "data", str(name))
         mix = [f"{key} {shown(at(section, key))}" for key in ("weight", "limit") if at(section, key) not in (None, 1)]
@@ -90,12 +90,6 @@ def _batching(record: Record) -> Iterator[str]:
         yield f"used: {at(used, 'kind')}" + (f", for {at(used, 'reason')}" if at(used, "reason") else "")
 
 
-def _software(record: Record) -> str:
-    libraries = record.at("libraries")
-    named = {"medframe": record.at("medframe"), **(libraries if isinstance(libraries, dict) else {})}
-    return ", ".join(f"{name} {version}" for name, version in {**named, "Python": record.at("python")}.items())
-
-
 def _settings(section: Any) -> list[str]:
     """The section on one line, less what is not set."""
     return [_inline(section)] if isinstance(section, Mapping) else []
@@ -117,9 +111,8 @@ def differences(records: Sequence[Record]) -> list[tuple[str, list[str]]]:
     contents = [dict(_contents(record)) for record in records]
     for section in dict.fromkeys(name for each in contents for name in each):
         rows.append((f"content of {section}", [each.get(section, _NOTHING) for each in contents]))
-    libraries = dict.fromkeys(name for record in records for name in record.at("libraries") or {})
-    for library in libraries:
-        rows.append((library, [record.at("libraries", library) for record in records]))
+    for library in dict.fromkeys(name for record in records for name in record.libraries):
+        rows.append((library, [_known(record.libraries.get(library)) for record in records]))
     return [
         (key, [ABSENT if value is _NOTHING else shown(value) for value in values])
         for key, values in rows
@@ -139,15 +132,13 @@ _BOUND = {
     "batching used": ("batching", "kind"),
     "processes that trained": ("processes",),
     "machine": ("machine",),
-    "medframe": ("medframe",),
-    "Python": ("python",),
     "commit": ("commit",),
 }
 """What of the manifest is compared."""
 
 
 def _contents(record: Record) -> Iterator[tuple[str, Any]]:
-    for source in record.at("data") or []:
+    for source in record.sources:
         yield f"data.{at(source, 'section')}", at(source, "content")
 
 

@@ -56,6 +56,19 @@ class Record:
         return at(self.manifest, *keys)
 
     @property
+    def sources(self) -> list[Any]:
+        """What the manifest says of each source of data."""
+        sources = self.at("data")
+        return sources if isinstance(sources, list) else []
+
+    @property
+    def libraries(self) -> dict[str, Any]:
+        """Their versions, medframe's and Python's among them, by name."""
+        libraries = self.at("libraries")
+        named = {"medframe": self.at("medframe"), **(libraries if isinstance(libraries, dict) else {})}
+        return {**named, "Python": self.at("python")}
+
+    @property
     def finished(self) -> bool:
         """Whether the run has come to its end, and what it saved was proven."""
         return bool(self.manifest["state"] == "finished")

@@ -32,7 +32,8 @@ def _on_state(record: Record) -> Iterator[str]:
     if metrics.damaged:
         yield f"{metrics.damaged:,} of {metrics.lines:,} lines of metrics.jsonl cannot be read and are left out."
     for name, count in sorted(metrics.not_finite.items()):
-        yield f"{name}: {count:,} values are not finite, or immense, and are left out."
+        are = "value is" if count == 1 else "values are"
+        yield f"{name}: {count:,} {are} not finite, or immense, and left out."
     for what in record.unread:
         yield f"{what}."
 
@@ -66,7 +67,7 @@ def not_alike(records: Sequence[Record]) -> list[str]:
     """Why the losses of these runs cannot be compared as they stand; nothing where they can."""
     reasons = {
         "they hold out other rows": [sorted(record.held_out) for record in records],
-        "the data is other": [[at(source, "content") for source in record.at("data") or []] for record in records],
+        "the data is other": [[at(source, "content") for source in record.sources] for record in records],
         "the tokenizers differ, and a loss is per token": [record.at("tokenizer") for record in records],
         "the prompt formats differ": [record.at("prompt", "fingerprint") for record in records],
     }

@@ -28,7 +28,9 @@ class Scale:
 
     def text(self, value: float) -> str:
         """What a tick says."""
-        return tick(value, 10.0 ** math.floor(math.log10(value)) if self.log else self.step)
+        if self.log:
+            return tick(value, 10.0 ** math.floor(math.log10(value) + 1e-9), value)
+        return tick(value, self.step, max(abs(self.low), abs(self.high)))
 
 
 def linear(low: float, high: float, about: int, whole: bool = False) -> Scale:

@@ -56,15 +56,16 @@ def count(value: int) -> str:
     return f"{value:,}" if value < 10_000_000 else f"{value / 1e6:,.1f} M"
 
 
-def tick(value: float, step: float) -> str:
-    """A number on an axis whose ticks are `step` apart."""
+def tick(value: float, step: float, largest: float) -> str:
+    """A number on an axis whose ticks are `step` apart and go up to `largest`, or as far below zero."""
     if value == 0:
         return "0"
-    if abs(value) >= 1e7 or abs(value) < 1e-3 or step < 1e-4:
-        return _exponent(f"{value:.3e}")
-    if abs(value) >= 10_000 and value % 100 == 0:
+    digits = math.floor(math.log10(step) + 1e-9)
+    if largest >= 1e7 or largest < 0.01:
+        return _exponent(f"{value:.{max(0, math.floor(math.log10(abs(value)) + 1e-9) - digits)}e}")
+    if abs(value) >= 10_000 and step >= 100:
         return f"{value / 1000:,.10g}k"
-    return f"{value:,.{max(0, math.ceil(-math.log10(step) - 1e-9))}f}"
+    return f"{value:,.{max(0, -digits)}f}"
 
 
 def _exponent(text: str) -> str:
