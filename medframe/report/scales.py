@@ -44,10 +44,13 @@ def linear(low: float, high: float, about: int, whole: bool = False) -> Scale:
 
 
 def exact(low: int, high: int, about: int) -> Scale:
-    """Whole numbers from `low` to `high` and no further, ticks at round ones."""
+    """Whole numbers from `low` to `high` and no further, ticks at round ones and, where there is room, at the end."""
     high = max(high, low + 1)
     inner = linear(low, high, about, whole=True)
-    return Scale(low, high, [value for value in inner.ticks if low <= value <= high], inner.step)
+    ticks = [value for value in inner.ticks if low <= value <= high]
+    if high - ticks[-1] > 0.4 * inner.step:
+        ticks.append(high)
+    return Scale(low, high, ticks, inner.step)
 
 
 def logarithmic(low: float, high: float) -> Scale:
