@@ -20,6 +20,7 @@ VERBS = {
     "check": "check",
     "preview": "preview",
     "chat": "chat",
+    "report": "report",
     "recipes": "recipes",
     "list-plugins": "list_plugins",
     "new-plugin": "new_plugin",
