@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -17,6 +17,8 @@ from transformers.models.llama.modeling_llama import (
     apply_rotary_pos_emb,
     eager_attention_forward,
 )
+
+from medframe import by_sample
 
 if TYPE_CHECKING:
     from transformers.cache_utils import Cache
@@ -45,7 +47,7 @@ class BaichuanAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         rotation: tuple[torch.Tensor, torch.Tensor] | None,
         past_key_values: Cache | None,
-        lengths: Sequence[int] = (),
+        lengths: list[int] | None = None,
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """`lengths` are those of a packed row's samples, `attention_mask` then being the longest one's, with ALiBi."""
@@ -57,17 +59,22 @@ class BaichuanAttention(nn.Module):
             query, key = (x.to(dtype) for x in apply_rotary_pos_emb(query, key, *rotation))
         if past_key_values is not None:
             key, value = past_key_values.update(key, value, self.layer_idx)
-        attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = _reference_attention
-        if self.config.positions == "rope" or self.config.alibi == "relative":
-            attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        kwargs |= {"scaling": self.scaling, "dropout": 0.0}
+        reference = self.config.positions == "alibi" and self.config.alibi != "relative"
         weights = None
-        if lengths:
+        if lengths and not reference:
+            output = by_sample(query, key, value, lengths, scale=self.scaling, bias=attention_mask).transpose(1, 2)
+        elif lengths:
             assert attention_mask is not None
-            samples = zip(lengths, *(each.split(list(lengths), 2) for each in (query, key, value)), strict=True)
-            parts = [attend(self, *sample, attention_mask[..., :n, :n], **kwargs)[0] for n, *sample in samples]
+            samples = zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True)
+            masks = [attention_mask[..., :length, :length] for length in lengths]
+            parts = [_reference_attention(self, *s, mask)[0] for s, mask in zip(samples, masks, strict=True)]
             output = torch.cat(parts, 1)
         else:
+            attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = _reference_attention
+            if not reference:
+                kind = self.config._attn_implementation
+                attend = ALL_ATTENTION_FUNCTIONS.get_interface(kind, eager_attention_forward)
+            kwargs |= {"scaling": self.scaling, "dropout": 0.0}
             output, weights = attend(self, query, key, value, attention_mask, **kwargs)
         return self.o_proj(output.reshape(batch, length, hidden)), weights
 
