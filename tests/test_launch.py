@@ -364,12 +364,17 @@ def test_a_launch_of_one_is_a_plain_run(launch: Launch) -> None:
     finished(launch, 1)
 
 
-@pytest.mark.parametrize(("rank", "number"), [(0, signal.SIGINT), (1, signal.SIGTERM)])
-def test_a_process_that_waits_for_others_to_come_hears_signals(launch: Launch, rank: int, number: int) -> None:
-    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    process = launch.start(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", **where)
-    time.sleep(6)  # by then it waits
-    assert process.poll() is None
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_process_that_waits_for_others_to_come_hears_signals(launch: Launch, number: int) -> None:
+    port = free_port()
+    where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    process = launch.start(RANK="0", LOCAL_RANK="0", WORLD_SIZE="2", **where)
+    deadline = time.monotonic() + 120
+    while socket.socket().connect_ex(("127.0.0.1", port)):  # until it listens, and waits
+        assert process.poll() is None
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+    time.sleep(0.5)
     process.send_signal(number)
     code, _, err = end(process)
     assert code == 128 + number
