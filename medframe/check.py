@@ -55,8 +55,9 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     _note(report, lambda: check_free(recipe.out, resume=False, overwrite=False))
     # A tiny model would be made, a hub model fetched: neither is looked at here.
     weights = recipe.backbone.weights
-    local = Path(weights).is_dir()
-    if local:
+    if recipe.backbone.is_random:
+        report.notes.append(f"{weights} is there to measure with: medframe bench trains it, medframe run does not")
+    if Path(weights).is_dir() or recipe.backbone.is_random:
         _note(report, lambda: vocabulary.check(recipe.backbone))
         _note(report, lambda: manifest.check_adapters(recipe.backbone))
     elif weights != "tiny" and not re.fullmatch(hub.ID, weights):

@@ -99,6 +99,8 @@ def base(backbone: Backbone) -> dict[str, Any]:
 
 def check_adapters(backbone: Backbone) -> None:
     """RunError for an adapter that a run trained on something else than what it is applied to here."""
+    if backbone.is_random:
+        return  # no adapter was trained on it
     for number, directory in enumerate(backbone.adapter_directories()):
         try:
             trained_on = json.loads((directory.parent / "manifest.json").read_text("utf-8"))["base"]
