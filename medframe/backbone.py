@@ -121,7 +121,7 @@ class Backbone(ABC):
         if torch.get_default_device().type == "meta":
             config = config or self.load_config()
             config.get_text_config().vocab_size = vocabulary.rows(self)
-            return random_weights.empty(cls, config)
+            return random_weights.empty(cls, config, self.dtype)
         vocabulary.check(self)
         if self.is_random:
             model = random_weights.filled(cls, config or self.load_config(), self.dtype)
@@ -175,3 +175,11 @@ class Backbone(ABC):
             assert spec is not None and spec.origin is not None
             content.update(Path(spec.origin).read_bytes())
         return f"{type(self).__qualname__.lower()}-{content.hexdigest()[:16]}"
+
+
+def shapes(backbone: Backbone) -> PreTrainedModel:
+    """The backbone's model on the meta device, adapters merged: names, shapes and precisions, no weights."""
+    import torch
+
+    with torch.device("meta"):
+        return backbone.load_model()

@@ -82,6 +82,8 @@ class Batches:
         self.kind: Kind = "packed" if batching.kind == "auto" else batching.kind
         self.reason: str | None = None
         """Why `auto` pads, where it does."""
+        self.seen: Callable[[MicroBatch], None] | None = None
+        """Told of every micro-batch that is built in this process."""
         if self.kind == "packed":
             self._check_lengths()
         if self.kind == "blocks" and any(selection.weight != 1 for selection in selections):
@@ -238,7 +240,10 @@ class Epoch(Sequence["MicroBatch"]):
         if isinstance(index, slice):
             return Epoch(self._batches, self._plan[index])
         samples = [self._arrays(item) for item in self._plan[index]]
-        return packed(samples) if self._batches.kind == "packed" else padded(samples, self._batches.pad)
+        batch = packed(samples) if self._batches.kind == "packed" else padded(samples, self._batches.pad)
+        if self._batches.seen:
+            self._batches.seen(batch)
+        return batch
 
     def where(self, index: int) -> list[Where]:
         """The rows that a packed or padded micro-batch is made of."""

@@ -70,7 +70,7 @@ def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         },
         "libraries": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "tokenizers")},
         "python": platform.python_version(),
-        "machine": _machine(),
+        "machine": machine(),
         "commit": _commit(),
     }
 
@@ -220,7 +220,8 @@ def _data(source: Source) -> dict[str, Any]:
     }
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What this process computes on, in words."""
     import torch
 
     if torch.cuda.is_available():

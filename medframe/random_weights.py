@@ -15,14 +15,18 @@ _BLOCK = 1_000_003
 """Random numbers that are made, and repeated. A prime: rows of a matrix that begin at a multiple would be alike."""
 
 
-def empty(cls: type[Any], config: PretrainedConfig) -> PreTrainedModel:
-    """The model on the meta device: its modules and the shapes of its parameters, which take no memory."""
+def empty(cls: type[Any], config: PretrainedConfig, dtype: str) -> PreTrainedModel:
+    """The model on the meta device: its modules and the shapes of its parameters, which take no memory.
+
+    In the precision that is asked for, `auto` being the configuration's.
+    """
     import torch
 
+    wanted = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
     make = getattr(cls, "_from_config", None) or cls.from_config  # the latter is AutoModelForCausalLM's
     try:
         with torch.device("meta"):
-            model: PreTrainedModel = make(config)
+            model: PreTrainedModel = make(config, dtype=wanted)
     except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
         raise BackboneError(f"backbone.weights: {' '.join(str(error).split())[:300]}") from error
     return model
@@ -31,12 +35,12 @@ def empty(cls: type[Any], config: PretrainedConfig) -> PreTrainedModel:
 def filled(cls: type[Any], config: PretrainedConfig, dtype: str) -> PreTrainedModel:
     """The model on the CPU with random weights, the same ones each time; norms are 1, biases 0.
 
-    They are made in the precision that is asked for, `auto` being the configuration's, and nothing is held twice.
+    They are made in the precision of `empty`, and nothing is held twice.
     """
     import torch
 
-    shapes = empty(cls, config)
-    wanted = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
+    shapes = empty(cls, config, dtype)
+    wanted = shapes.dtype
     block = torch.empty(_BLOCK).normal_(0, _STD, generator=torch.Generator().manual_seed(0)).to(wanted)
     made = {name: _tensor(name, tensor, block) for name, tensor in shapes.state_dict().items()}
     for name, of in shapes.all_tied_weights_keys.items():

@@ -1,0 +1,221 @@
+"""A process that trains some steps of a recipe, a step whenever it is its turn, and tells how it went."""
+
+from __future__ import annotations
+
+import json
+import socket
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from medframe import quiet
+from medframe import world as worlds
+from medframe.backbone import Backbone, shapes
+from medframe.bench import memory
+from medframe.bench.ceiling import ceiling, synchronise
+from medframe.errors import RunError
+from medframe.flops import Load, load_of
+from medframe.flops import work as work_of
+from medframe.manifest import machine
+from medframe.prepare import check_context, prepare
+from medframe.recipe import Recipe
+from medframe.trainer import Job
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+    from medframe.batch import MicroBatch
+
+TURNS = "turns"
+"""The socket in the bench's folder at which rank 0 waits for its turns."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """Steps that were taken in one turn."""
+
+    steps: int
+    seconds: float
+    load: Load
+
+
+class Enough(BaseException):
+    """As many steps as were asked for have been taken, or the trainer has come to its end."""
+
+
+def work(recipe: Recipe, folder: Path, steps: int) -> None:
+    """Train `steps` optimizer steps, and leave what was measured in `folder`, a file for each rank.
+
+    Nothing is saved and no held-out loss is measured. Before each step rank 0 waits for its turn, at the socket in
+    the folder; the others wait for it, as a step is taken together.
+    """
+    quiet.libraries()
+    out = folder / "out"
+    world = worlds.join(recipe.patience, out)
+    recipe = replace(recipe, out=out)
+    with world.first_then_others():
+        prepared = prepare(recipe)
+    check_context(recipe, prepared)
+    _warm()
+    clock = Clock(folder / TURNS if world.rank == 0 else None, steps)
+    prepared.train.seen = clock.saw
+    job = _Job(
+        out=out,
+        backbone=_telling(recipe.backbone, clock.loads),
+        tokenizer=prepared.tokenizer,
+        prompt=prepared.encoder.prompt,
+        train=prepared.train,
+        held_out=None,
+        seed=recipe.seed,
+        resume=None,
+        log=clock.logged,
+        rank=world.rank,
+        world=world.size,
+        clock=clock,
+    )
+    clock.began = memory.now()
+    try:
+        recipe.trainer.fit(job)
+    except Enough:
+        pass
+    found = clock.found() | {
+        "kind": prepared.train.kind,
+        "reason": prepared.train.reason,
+        "whole": recipe.trainer.steps(prepared.train, world.size),
+        "device": machine(),
+    }
+    if world.rank == 0:
+        found |= _needed(recipe)
+    (folder / f"rank-{world.rank}.json").write_text(json.dumps(found), "utf-8")
+    world.leave()
+    world.part()
+
+
+class Clock:
+    """When each optimizer step began and ended, what was in it, and what it took of memory."""
+
+    def __init__(self, turns: Path | None, steps: int) -> None:
+        self._steps = steps
+        self._taken: list[tuple[int, float, int]] = []
+        """(optimizer steps done, seconds that the turn took, micro-batches fetched), at the end of each turn."""
+        self._loads: list[Load] = []
+        self._by_progress = False
+        self._since = 0.0
+        self._turns = None
+        self.began = 0
+        """Bytes that were held before the model was loaded."""
+        self.loading = 0
+        """The most that was held until the model was loaded and proven."""
+        if turns:
+            self._turns = socket.socket(socket.AF_UNIX)
+            self._turns.connect(str(turns))
+
+    def saw(self, batch: MicroBatch) -> None:
+        self._loads.append(load_of(batch))
+
+    def loads(self) -> None:
+        """The model is about to be loaded."""
+        self.began = memory.now()
+
+    def loaded(self, model: PreTrainedModel) -> None:
+        self.loading = memory.peak()
+        memory.restart()
+
+    def progressed(self, step: int) -> None:
+        # In the first micro-batch after a step, where the trainer tells of each: a step has passed between two.
+        self._by_progress = True
+        self._at(step)
+
+    def logged(self, step: int, of: int, values: Mapping[str, float]) -> None:
+        if not self._by_progress:  # else told by `progressed`, and more often
+            self._at(step)
+
+    def _at(self, step: int) -> None:
+        if self._taken and step <= self._taken[-1][0]:
+            return
+        synchronise()
+        self._taken.append((step, time.perf_counter() - self._since, len(self._loads)))
+        if step - self._taken[0][0] >= self._steps:
+            raise Enough
+        if self._turns:
+            self._turns.sendall(b".")
+            if not self._turns.recv(1):
+                raise RunError("bench: the process that gives the turns has gone")
+        self._since = time.perf_counter()
+
+    def found(self) -> dict[str, Any]:
+        if len(self._taken) < 2:
+            raise RunError("bench: the training ended before a step could be measured; raise max_steps or save_steps")
+        if not self._loads:
+            raise RunError("bench: no micro-batch was built in this process; set dataloader_num_workers to 0")
+        turns = list(zip(self._taken, self._taken[1:], strict=False))
+        each = round(statistics.median((b[2] - a[2]) / (b[0] - a[0]) for a, b in turns))
+        first = 1 if self._by_progress else 0
+        taken = []
+        for (before, *_), (after, seconds, _) in turns:
+            part = self._loads[before * each + first : after * each + first]
+            taken.append(asdict(Step(after - before, seconds, sum(part, Load()))))
+        return {"steps": taken, "began": self.began, "loading": self.loading, "peak": memory.peak()}
+
+
+@dataclass(kw_only=True)
+class _Job(Job):
+    """A job of which nothing is kept."""
+
+    clock: Clock
+
+    def suit(self, model: PreTrainedModel) -> None:
+        super().suit(model)
+        self.clock.loaded(model)
+
+    def progress(self, step: int) -> None:
+        super().progress(step)
+        self.clock.progressed(step)
+
+    @contextmanager
+    def saving(self, name: str) -> Iterator[Path]:
+        """What was trained is not kept: the measurement ends where the trainer would save."""
+        raise Enough
+        yield self.out
+
+    def finish(self, model: Any) -> None:
+        raise Enough
+
+
+def _telling(backbone: Backbone, loads: Callable[[], None]) -> Backbone:
+    """The backbone, which says so before it loads its model: some trainers ask the job for it, some the backbone."""
+    cls = type(backbone)
+
+    def load_model(self: Any) -> PreTrainedModel:
+        loads()
+        return cls.load_model(self)
+
+    names = {"load_model": load_model, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
+    return type(cls.__name__, (cls,), names)(**{f.name: getattr(backbone, f.name) for f in fields(backbone)})
+
+
+def _warm() -> None:
+    """Have the libraries loaded that any training uses, so that they do not count as its memory."""
+    import accelerate  # type: ignore[import-untyped]  # noqa: F401
+    import peft  # noqa: F401
+    import torch
+    import transformers.trainer  # noqa: F401
+
+    layer = torch.nn.Linear(64, 64)
+    for dtype in (torch.float32, torch.bfloat16):
+        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
+            layer(torch.zeros(64, 64)).sum().backward()
+    torch.optim.AdamW(layer.parameters()).step()
+
+
+def _needed(recipe: Recipe) -> dict[str, Any]:
+    """The operations that the model asks for, the precision that it computes in, and what the device reaches in it."""
+    model = shapes(recipe.backbone)
+    footprint = recipe.trainer.footprint(model, recipe.backbone)
+    dtype = (footprint and footprint.computes) or str(model.dtype).removeprefix("torch.")
+    asked = footprint and work_of(footprint.model)
+    return {"work": asked and asdict(asked), "dtype": dtype, "ceiling": ceiling(dtype)}

@@ -1,0 +1,36 @@
+"""What a trainer tells of itself so that its cost can be foretold."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from medframe.backbone import Dtype
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+@dataclass(frozen=True, kw_only=True)
+class Footprint:
+    """What a trainer holds of a model, and how it computes."""
+
+    model: PreTrainedModel
+    """The model as it is trained, on the meta device: adapters in place, `requires_grad` where something is learnt,
+
+    every parameter in the precision in which it is held.
+    """
+    computes: Dtype | None = None
+    """Precision of matrix products under autocast; None: that of the weights."""
+    gradient: float | None = None
+    """Bytes of gradient for each trained element; None: as the element itself."""
+    optimizer: float = 8.0
+    """Bytes that the optimizer keeps for each trained element; AdamW: two moments in float32."""
+    checkpointing: bool = False
+    """Whether the activations of a layer are computed again in the backward pass."""
+    shared: frozenset[str] = field(default_factory=frozenset)
+    """What each process holds only its share of: optimizer, gradients, weights (ZeRO stages 1, 2, 3)."""
+    offloaded: frozenset[str] = field(default_factory=frozenset)
+    """What lies in the machine's memory instead of the device's: optimizer, weights."""
+    cheaper: tuple[str, ...] = ()
+    """Overrides such as `trainer.gradient_checkpointing=true` that save memory, those that cost least first."""
