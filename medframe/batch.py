@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from medframe.dataset import Where
+    from medframe.flops import Load
     from medframe.store import Examples
 
     MicroBatch = dict[str, torch.Tensor]
@@ -244,6 +245,22 @@ class Epoch(Sequence["MicroBatch"]):
         if self._batches.seen:
             self._batches.seen(batch)
         return batch
+
+    def loads(self) -> list[Load]:
+        """What each micro-batch asks for, told from the lengths alone; of blocks, each is built."""
+        from medframe.flops import Load, load_of
+
+        if self._batches.kind == "blocks":
+            return [load_of(batch) for batch in self]
+        stores = [selection.examples for selection in self._batches.selections]
+        found = []
+        for items in self._plan:
+            lengths = [int(stores[which].lengths[i]) for which, i in items]
+            tokens = sum(lengths)
+            slots = tokens if self._batches.kind == "packed" else max(lengths) * len(lengths)
+            supervised = sum(int(stores[which].supervised[i]) for which, i in items)
+            found.append(Load(tokens, slots, supervised, sum(n * (n + 1) // 2 for n in lengths)))
+        return found
 
     def where(self, index: int) -> list[Where]:
         """The rows that a packed or padded micro-batch is made of."""

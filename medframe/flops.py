@@ -17,16 +17,19 @@ if TYPE_CHECKING:
 class Load:
     """What some micro-batches ask of a model."""
 
-    tokens: int = 0
+    tokens: float = 0
     """Real ones, without padding."""
-    slots: int = 0
+    slots: float = 0
     """Tokens with padding."""
-    supervised: int = 0
-    pairs: int = 0
+    supervised: float = 0
+    pairs: float = 0
     """Pairs of a token and one that it attends to, itself included: L (L + 1) / 2 of a sample of length L."""
 
     def __add__(self, other: Load) -> Load:
         return Load(*(getattr(self, name) + getattr(other, name) for name in self.__dataclass_fields__))
+
+    def __mul__(self, factor: float) -> Load:
+        return Load(*(getattr(self, name) * factor for name in self.__dataclass_fields__))
 
     @property
     def padding(self) -> float:
@@ -63,17 +66,16 @@ class Work:
         return self.token * load.tokens + self.supervised * load.supervised + self.pair * load.pairs
 
 
-def work(model: PreTrainedModel) -> Work | None:
-    """What the model asks for; only shapes and `requires_grad` are looked at. None for experts, which not all compute.
+def work(model: PreTrainedModel) -> tuple[Work, Work] | None:
+    """What the model asks for in the forward pass, and in the backward pass; None for experts, as not all compute.
 
-    A product costs 2 operations for an element of its matrix in the forward pass, 2 in the backward pass for what
-    came in, where anything before it is trained, and 2 for the matrix, where that is trained. What gradient
-    checkpointing computes again is not needed work, norms and activation functions are left out (Narayanan et al.
-    2021, appendix).
+    Only shapes and `requires_grad` are looked at. A product costs 2 operations for an element of its matrix in the
+    forward pass; in the backward pass 2 for what came in, where anything before it is trained, and 2 for the matrix,
+    where that is trained. Norms and activation functions are left out (Narayanan et al. 2021, appendix).
     """
     embedding, head = (_in_use(module) for module in (model.get_input_embeddings(), model.get_output_embeddings()))
     ends = {*embedding, *head}
-    token, supervised = 0.0, 0.0
+    forward, backward = 0, 0
     reached = any(parameter.requires_grad for parameter in embedding)
     for name, parameter in model.named_parameters():
         if "original_module" in name or parameter in ends:
@@ -81,12 +83,15 @@ def work(model: PreTrainedModel) -> Work | None:
         if parameter.ndim > 2:
             return None
         if parameter.ndim == 2:
-            token += 2.0 * parameter.numel() * (1 + reached + parameter.requires_grad)
+            forward += 2 * parameter.numel()
+            backward += 2 * parameter.numel() * (reached + parameter.requires_grad)
         reached |= parameter.requires_grad
-    for parameter in head:
-        if parameter.ndim == 2:
-            supervised += 2.0 * parameter.numel() * (1 + reached + parameter.requires_grad)
-    return Work(token, supervised, 4.0 * _attended(model.config) * (1 + 2 * reached))
+    matrices = [parameter for parameter in head if parameter.ndim == 2]
+    pair = 4 * _attended(model.config)
+    return (
+        Work(forward, sum(2 * p.numel() for p in matrices), pair),
+        Work(backward, sum(2 * p.numel() * (reached + p.requires_grad) for p in matrices), 2 * pair * reached),
+    )
 
 
 def _in_use(module: Any) -> list[Any]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from medframe.backbone import Dtype
 
 if TYPE_CHECKING:
+    import torch
     from transformers import PreTrainedModel
 
 
@@ -20,6 +22,12 @@ class Footprint:
 
     every parameter in the precision in which it is held.
     """
+    loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
+    """The loss of a model and a micro-batch, as `fit` computes it."""
+    head: Callable[[int, int], float]
+    """Bytes that are there for a moment where a loss is computed, for so many labels and a vocabulary of so many."""
+    micro_batches: int | None = None
+    """In an optimizer step, over all processes; None: one in each."""
     computes: Dtype | None = None
     """Precision of matrix products under autocast; None: that of the weights."""
     gradient: float | None = None
@@ -33,4 +41,4 @@ class Footprint:
     offloaded: frozenset[str] = field(default_factory=frozenset)
     """What lies in the machine's memory instead of the device's: optimizer, weights."""
     cheaper: tuple[str, ...] = ()
-    """Overrides such as `trainer.gradient_checkpointing=true` that save memory, those that cost least first."""
+    """Changes to the recipe that save memory, `trainer.gradient_checkpointing=true`, those that cost least first."""

@@ -39,8 +39,11 @@ class Result:
     """The most that was held until the model was loaded and proven to keep samples apart."""
     peak: int
     """The most that was held in training."""
-    beyond: int
-    """The same, less what was held before the model was loaded: the libraries, and the data read so far."""
+    memory: int | None
+    """The most that was in use in a step, beyond what was before the model was loaded: without the libraries, and
+
+    without what glibc keeps for the next tensor. None where the training ended too soon, or nothing tells.
+    """
     needed: float | None
     """Operations that a step needs; None where the trainer or the model does not tell."""
     ceiling: float
@@ -77,8 +80,8 @@ class Result:
             padding=load.padding,
             loading=max(rank["loading"] for rank in ranks),
             peak=max(rank["peak"] for rank in ranks),
-            beyond=max(rank["peak"] - rank["began"] for rank in ranks),
-            needed=Work(**first["work"]).of(load) / steps if first["work"] else None,
+            memory=max((rank["in_use"] for rank in ranks if rank["in_use"] is not None), default=None),
+            needed=sum(Work(**work).of(load) for work in first["work"]) / steps if first["work"] else None,
             ceiling=first["ceiling"],
             whole=first["whole"],
         )
@@ -90,9 +93,8 @@ class Result:
 
     @property
     def share(self) -> float:
-        """The share of the ceiling that the needed operations reach; on GPUs each process has its own."""
-        devices = 1 if self.device.startswith("CPU") else self.processes
-        return self.reached / (self.ceiling * devices)
+        """The share that the needed operations reach of what the matrix products of all processes would."""
+        return self.reached / (self.ceiling * self.processes)
 
     @property
     def hours(self) -> float:

@@ -77,7 +77,6 @@ def work(recipe: Recipe, folder: Path, steps: int) -> None:
         world=world.size,
         clock=clock,
     )
-    clock.began = memory.now()
     try:
         recipe.trainer.fit(job)
     except Enough:
@@ -103,12 +102,17 @@ class Clock:
         self._taken: list[tuple[int, float, int]] = []
         """(optimizer steps done, seconds that the turn took, micro-batches fetched), at the end of each turn."""
         self._loads: list[Load] = []
+        self._step = -1
         self._by_progress = False
         self._since = 0.0
         self._turns = None
-        self.began = 0
-        """Bytes that were held before the model was loaded."""
+        self._before = memory.in_use()
+        """Bytes that were in use before the model was loaded."""
         self.loading = 0
+        self.peak = 0
+        self.needed: int | None = None
+        """The most that was in use in a further step, beyond what was before the model was loaded."""
+        self._in_use = memory.InUse()
         """The most that was held until the model was loaded and proven."""
         if turns:
             self._turns = socket.socket(socket.AF_UNIX)
@@ -119,7 +123,7 @@ class Clock:
 
     def loads(self) -> None:
         """The model is about to be loaded."""
-        self.began = memory.now()
+        self._before = memory.in_use()
 
     def loaded(self, model: PreTrainedModel) -> None:
         self.loading = memory.peak()
@@ -135,12 +139,19 @@ class Clock:
             self._at(step)
 
     def _at(self, step: int) -> None:
-        if self._taken and step <= self._taken[-1][0]:
+        if step <= self._step:
             return
+        self._step = step
         synchronise()
+        if self.peak:
+            self.needed = self._in_use.stop() - (self._before or 0)
+            raise Enough
         self._taken.append((step, time.perf_counter() - self._since, len(self._loads)))
         if step - self._taken[0][0] >= self._steps:
-            raise Enough
+            self.peak = memory.peak()
+            if self._before is None:
+                raise Enough
+            self._in_use.start()
         if self._turns:
             self._turns.sendall(b".")
             if not self._turns.recv(1):
@@ -159,7 +170,12 @@ class Clock:
         for (before, *_), (after, seconds, _) in turns:
             part = self._loads[before * each + first : after * each + first]
             taken.append(asdict(Step(after - before, seconds, sum(part, Load()))))
-        return {"steps": taken, "began": self.began, "loading": self.loading, "peak": memory.peak()}
+        return {
+            "steps": taken,
+            "loading": self.loading,
+            "peak": self.peak or memory.peak(),
+            "in_use": self.needed,
+        }
 
 
 @dataclass(kw_only=True)
@@ -218,4 +234,4 @@ def _needed(recipe: Recipe) -> dict[str, Any]:
     footprint = recipe.trainer.footprint(model, recipe.backbone)
     dtype = (footprint and footprint.computes) or str(model.dtype).removeprefix("torch.")
     asked = footprint and work_of(footprint.model)
-    return {"work": asked and asdict(asked), "dtype": dtype, "ceiling": ceiling(dtype)}
+    return {"work": asked and [asdict(work) for work in asked], "dtype": dtype, "ceiling": ceiling(dtype)}

@@ -86,8 +86,8 @@ def _show(result: Result) -> None:
         f"  step {result.step_seconds:.3f} s median ({result.fastest:.3f} to {result.slowest:.3f}), "
         f"{result.steps} steps after {result.warm_up}"
     )
-    loading = f"; {_gb(result.loading)} while it was loaded and proven" if result.loading > result.peak else ""
-    click.echo(f"  memory {_gb(result.peak)} at most, {_gb(result.beyond)} beyond the imports{loading}")
+    loading = f", {_gb(result.loading)} while it was loaded and proven" if result.loading > result.peak else ""
+    click.echo(f"  memory {_gb(result.memory)} for the training itself; {_gb(result.peak)} with all that was kept{loading}")
     if result.needed is None:
         click.echo(f"  needed operations: unknown; a large matrix product reaches {_tera(result.ceiling)}/s")
     else:
@@ -106,7 +106,7 @@ def _compare(results: list[Result]) -> None:
         share = "unknown" if result.needed is None else f"{result.share:.1%}"
         click.echo(
             f"{result.name:{width}}  {result.tokens_per_second:8,.0f}  {result.ratio(first):6.2f}"
-            f"  {result.supervised_tokens_per_second:12,.0f}  {result.padding:7.1%}  {_gb(result.peak):>8}  {share:>10}"
+            f"  {result.supervised_tokens_per_second:12,.0f}  {result.padding:7.1%}  {_gb(result.memory):>8}  {share:>10}"
         )
 
 

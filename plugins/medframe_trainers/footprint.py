@@ -9,6 +9,8 @@ from medframe_trainers import zero
 from medframe_trainers.zero_check import at
 
 if TYPE_CHECKING:
+    import torch
+
     from medframe import Backbone
     from medframe_trainers.settings import Settings
 
@@ -36,6 +38,9 @@ def footprint(settings: Settings, model: Any, cheaper: tuple[str, ...] = ()) -> 
         more = ("trainer.deepspeed=zero2", "trainer.deepspeed=zero3", "trainer.deepspeed=zero3-offload")
         return Footprint(
             model=model,
+            loss=_loss,
+            head=_head,
+            micro_batches=settings.gradient_accumulation_steps,
             computes=computes,
             optimizer=state,
             checkpointing=settings.gradient_checkpointing,
@@ -49,6 +54,9 @@ def footprint(settings: Settings, model: Any, cheaper: tuple[str, ...] = ()) -> 
     more = ("trainer.deepspeed=zero3",) if stage < 3 else ()
     return Footprint(
         model=model,
+        loss=_loss,
+        head=_head,
+        micro_batches=settings.gradient_accumulation_steps,
         computes=computes,
         # In a half precision DeepSpeed's optimizer holds the weights themselves in float32 as well.
         optimizer=state + (4.0 if low else 0.0),
@@ -57,3 +65,13 @@ def footprint(settings: Settings, model: Any, cheaper: tuple[str, ...] = ()) -> 
         offloaded=frozenset(offloaded),
         cheaper=(*ways, *cheaper, *more, *(() if offloaded else ("trainer.deepspeed=zero3-offload",))),
     )
+
+
+def _loss(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    from medframe_trainers.loss import token_loss
+
+    return token_loss(model, batch)[0]
+
+
+def _head(labels: int, vocabulary: int) -> float:
+    return 8.0 * labels * vocabulary

@@ -49,7 +49,7 @@ class Full(Settings):
         self._freeze(model)
         if self.deepspeed is None:
             self._widen(model)
-        return footprint(self, model, cheaper=("trainer={use: lora}",))
+        return footprint(self, model, cheaper=("trainer.use=lora",))
 
     def fit(self, job: Job) -> None:
         from medframe_trainers.training import Training
