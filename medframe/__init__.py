@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
+from medframe.attention import by_sample, sample_lengths
 from medframe.backbone import Backbone, Dtype
 from medframe.dataset import BadRow, DatasetSource, Role, Row, Sample, Turn, Where, kind_of
 from medframe.errors import (
@@ -53,8 +54,10 @@ __all__ = [
     "Trainer",
     "Turn",
     "Where",
+    "by_sample",
     "hookimpl",
     "kind_of",
+    "sample_lengths",
 ]
 
 

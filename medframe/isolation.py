@@ -24,20 +24,19 @@ def leak(model: PreTrainedModel) -> str | None:
     import torch
 
     try:
-        config = _small(model.config)
-        vocabulary = config.get_text_config(decoder=True).vocab_size
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.manual_seed(0)
-            small = type(model)(config).float().eval()
+            copied = small(model)
+            vocabulary = copied.config.get_text_config(decoder=True).vocab_size
             first, second, other = (torch.randint(1, vocabulary, (n,)) for n in (5, 7, 5))
-            alone = _logits(small, [second])
-            behind = _logits(small, [first, second])[:, len(first) :]
+            alone = logits(copied, [second])
+            behind = logits(copied, [first, second])[:, len(first) :]
             was_training = model.training
             device = next(model.parameters()).device
             try:
                 model.eval()
-                one = _logits(model, [first.to(device), second.to(device)])[:, len(first) :]
-                two = _logits(model, [other.to(device), second.to(device)])[:, len(first) :]
+                one = logits(model, [first.to(device), second.to(device)])[:, len(first) :]
+                two = logits(model, [other.to(device), second.to(device)])[:, len(first) :]
             finally:
                 model.train(was_training)
     except Exception as error:  # any architecture may come, and fail in a way of its own
@@ -47,6 +46,12 @@ def leak(model: PreTrainedModel) -> str | None:
     if (apart := float((one - two).abs().max())) > TOLERANCE * max(1.0, float(one.abs().max())):
         return f"packed samples see each other in these weights (logits differ by {apart:.1e})"
     return None
+
+
+def small(model: PreTrainedModel) -> PreTrainedModel:
+    """A model of the same class with random fp32 weights, evaluating; its configuration is that of `_small`."""
+    made: PreTrainedModel = type(model)(_small(model.config)).float().eval()
+    return made
 
 
 def _small(config: PretrainedConfig) -> PretrainedConfig:
@@ -73,12 +78,12 @@ def _small(config: PretrainedConfig) -> PretrainedConfig:
     return small
 
 
-def _logits(model: PreTrainedModel, samples: list[torch.Tensor]) -> torch.Tensor:
+def logits(model: PreTrainedModel, samples: list[torch.Tensor]) -> torch.Tensor:
     """The model's logits for the samples in one row, called the way training calls it: [1, tokens, vocabulary]."""
     import torch
 
     positions = torch.cat([torch.arange(len(sample), device=sample.device) for sample in samples])
     # With a cache, or with an attention mask, transformers does not look at the positions for borders.
     result = model(input_ids=torch.cat(samples)[None], position_ids=positions[None], use_cache=False)
-    logits: torch.Tensor = result.logits
-    return logits.float()
+    found: torch.Tensor = result.logits
+    return found.float()

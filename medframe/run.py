@@ -18,6 +18,7 @@ from medframe.agreement import check_agreed, check_shared
 from medframe.card import card, comparison, shown
 from medframe.checkpoints import checkpoints, newest, put_all_right, step
 from medframe.errors import PromptError, RunError, Terminated
+from medframe.lengths import lengths
 from medframe.prepare import Prepared, check_context, prepare
 from medframe.progress import RunLog
 from medframe.proof import reloaded
@@ -33,6 +34,7 @@ OWN = (
     "metrics.jsonl",
     "comparison.json",
     "README.md",
+    "report.html",
     "proof.safetensors",
     "checkpoints",
     "adapter",
@@ -41,7 +43,7 @@ OWN = (
     "wandb",
     "trackers.json",
 )
-"""All that a run writes into its directory; nothing else there is ever touched."""
+"""All that a run, or a report of it, writes into its directory; nothing else there is ever touched."""
 
 Say = Callable[[str], None]
 
@@ -315,7 +317,9 @@ def _forget_finish(out: Path) -> None:
 def _ledger_json(prepared: Prepared) -> str:
     held_out = prepared.held_out
     rows = [str(e.where(i)) for e, i in map(held_out.example, range(len(held_out)))] if held_out else []
-    return _json({"sources": [ledger.to_json() for ledger in prepared.ledgers], "held_out": rows})
+    training = lengths([ledger.source for ledger in prepared.ledgers[: len(prepared.train.selections)]], prepared.train)
+    sources = [ledger.to_json() for ledger in prepared.ledgers]
+    return _json({"sources": sources, "training": training, "held_out": rows})
 
 
 def _profile(recipe: Recipe) -> str:

@@ -17,6 +17,7 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.models.bloom import modeling_bloom as stock
 from transformers.utils.generic import can_return_tuple
 
+from medframe import by_sample, sample_lengths
 from medframe_backbones.alibi import biased, dtype_of, slopes
 
 
@@ -34,13 +35,19 @@ class BloomAttention(stock.BloomAttention):
         output_attentions: bool = False,
         **_: Any,
     ) -> tuple[torch.Tensor, None]:
-        """As transformers' own, but ALiBi is in `attention_mask`: additive, [batch or 1, heads, queries, keys]."""
+        """As transformers' own, but ALiBi is in `attention_mask`: additive, [batch or 1, heads, queries, keys].
+
+        In the place of ALiBi come the lengths of a packed row's samples: each attends by itself, and the mask is that
+        of the longest, [1, heads, longest, longest].
+        """
         query, key, value = self._reshape(self.query_key_value(hidden_states))
         if layer_past is not None:
             key, value = layer_past.update(key, value, self.layer_idx)
-        context = functional.scaled_dot_product_attention(
-            query, key, value, attention_mask, dropout_p=self.attention_dropout.p if self.training else 0.0
-        )
+        dropout = self.attention_dropout.p if self.training else 0.0
+        if alibi:
+            context = by_sample(query, key, value, alibi, dropout, bias=attention_mask)
+        else:
+            context = functional.scaled_dot_product_attention(query, key, value, attention_mask, dropout_p=dropout)
         attended = self.dense(context.transpose(1, 2).flatten(2))
         return stock.dropout_add(attended, residual, self.hidden_dropout, self.training), None
 
@@ -83,14 +90,19 @@ class BloomModel(stock.BloomModel):
         if use_cache and not (self.gradient_checkpointing and self.training) and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
 
-        allowed = create_causal_mask(
-            self.config,
-            inputs_embeds,
-            attention_mask,
-            past_key_values,
-            position_ids=position_ids,
-            allow_is_causal_skip=False,
-        )
+        lengths = sample_lengths(position_ids) if attention_mask is None and past_key_values is None else []
+        allowed: Any
+        if lengths:
+            allowed = torch.ones(1, 1, max(lengths), max(lengths), dtype=torch.bool, device=inputs_embeds.device).tril()
+        else:
+            allowed = create_causal_mask(
+                self.config,
+                inputs_embeds,
+                attention_mask,
+                past_key_values,
+                position_ids=position_ids,
+                allow_is_causal_skip=False,
+            )
         assert isinstance(allowed, torch.Tensor)
         if allowed.dtype != torch.bool:  # what is asked for as "eager" is additive
             allowed = allowed == 0
@@ -103,7 +115,7 @@ class BloomModel(stock.BloomModel):
         for block in self.h:
             if output_hidden_states:
                 seen.append(hidden)
-            hidden, _attentions = block(hidden, alibi=None, attention_mask=mask, layer_past=past_key_values)
+            hidden, _attentions = block(hidden, alibi=lengths, attention_mask=mask, layer_past=past_key_values)
         hidden = self.ln_f(hidden)
         return BaseModelOutputWithPastAndCrossAttentions(
             last_hidden_state=hidden,

@@ -7,7 +7,8 @@ import math
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,9 +21,11 @@ from transformers.trainer_callback import PrinterCallback, ProgressCallback
 from medframe import Job, ProofError
 from medframe_trainers import schedule, universal, zero
 from medframe_trainers.divergence import Divergence
+from medframe_trainers.head import Head, head, is_right
 from medframe_trainers.loss import mean_loss, token_loss
 from medframe_trainers.stop import Stop, deaf_to_signals
 from medframe_trainers.stream import Share, Stream
+from medframe_trainers.whole import runnable
 
 if TYPE_CHECKING:
     from medframe_trainers.settings import Settings
@@ -62,6 +65,7 @@ class MicroBatchTrainer(Trainer):
         self.model_accepts_loss_kwargs = True
         self.loss_is_scaled_for_ga = True
         self._stream, self._per_step = stream, per_step
+        self._head: Head | None = None
         self._divergence = Divergence(settings.max_grad_norm_growth, settings.fp16)
         self._micro_batches: list[tuple[int, torch.Tensor]] = []
         """(number in the stream, loss) of those of the step that is being taken."""
@@ -91,6 +95,20 @@ class MicroBatchTrainer(Trainer):
             prefetch_factor=self.args.dataloader_prefetch_factor if workers else None,
         )
 
+    @contextmanager
+    def without_logits(self) -> Iterator[None]:
+        """Within it losses come from the model's head itself, where that is shown to be right."""
+        model: Any = self.model
+        with runnable(model):
+            found = head(model)
+            self._head = found if found and is_right(model, found) else None
+        try:
+            yield
+        finally:
+            if found:
+                found.release()
+            self._head = None
+
     def training_step(self, model: Any, inputs: Any, num_items_in_batch: Any = None) -> torch.Tensor:
         number = inputs.pop("number")
         # Dropout is bound to the micro-batch: the same on any number of processes, and after any resume.
@@ -108,7 +126,7 @@ class MicroBatchTrainer(Trainer):
         return_outputs: bool = False,
         num_items_in_batch: Any = None,
     ) -> Any:
-        loss, tokens = token_loss(model, inputs)
+        loss, tokens = token_loss(model, inputs, self._head)
         self._supervised += tokens
         # Gradients are averaged over processes; the number of labels is a sum over them.
         return loss / num_items_in_batch.clamp(min=1) * self.job.world
@@ -167,7 +185,8 @@ class MicroBatchTrainer(Trainer):
         started = time.perf_counter()
         model: Any = self.model_wrapped if self.is_deepspeed_enabled else self.model
         step = self.state.global_step
-        loss = mean_loss(model, held_out.epoch(0), self.job.rank, self.job.world, lambda: self.job.progress(step))
+        share = self.job.rank, self.job.world
+        loss = mean_loss(model, held_out.epoch(0), *share, lambda: self.job.progress(step), self._head)
         if self.is_deepspeed_enabled:
             # Under ZeRO-3, what was fetched for a layer that did not come would still be on its way.
             model.empty_partition_cache()

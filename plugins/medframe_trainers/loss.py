@@ -11,12 +11,14 @@ if TYPE_CHECKING:
 
     import torch
 
+    from medframe_trainers.head import Head
 
-def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor, int]:
-    """The sum of the token losses of a micro-batch, and how many tokens it is a sum over.
+
+def token_loss(model: Any, batch: dict[str, torch.Tensor], head: Head | None = None) -> tuple[torch.Tensor, int]:
+    """The sum of the token losses of a micro-batch, fp32, and how many tokens it is a sum over.
 
     Dividing by the supervised tokens of the whole optimizer step, not by those of the micro-batch, is what makes
-    packed, padded and accumulated batches give the same gradient.
+    packed, padded and accumulated batches give the same gradient. By the model's `head` it takes no logits.
     """
     import torch
 
@@ -25,6 +27,9 @@ def token_loss(model: Any, batch: dict[str, torch.Tensor]) -> tuple[torch.Tensor
     keep = torch.zeros_like(inputs["input_ids"], dtype=torch.bool)
     keep[:, :-1] = targets != -100
     targets = targets[targets != -100]
+    if head is not None:
+        with head.giving(targets, keep):
+            return model(**inputs, logits_to_keep=keep, use_cache=False).logits, len(targets)
     # With a cache, transformers does not look at the positions of a packed row for borders.
     logits = model(**inputs, logits_to_keep=keep, use_cache=False).logits
     if logits.shape[:-1] == keep.shape:  # a model without logits_to_keep computes them all
@@ -39,6 +44,7 @@ def mean_loss(
     rank: int = 0,
     world: int = 1,
     progress: Callable[[], None] = lambda: None,
+    head: Head | None = None,
 ) -> float:
     """The loss per supervised token over an epoch, without gradients, each process computing its share.
 
@@ -52,7 +58,7 @@ def mean_loss(
     total = torch.zeros(2, dtype=torch.float64)  # on the CPU: not every device has this precision
     with torch.no_grad():
         for batch in shared(epoch, rank, world):
-            loss, tokens = token_loss(model, {name: tensor.to(device) for name, tensor in batch.items()})
+            loss, tokens = token_loss(model, {name: tensor.to(device) for name, tensor in batch.items()}, head)
             total += torch.tensor([float(loss), tokens], dtype=torch.float64)
             progress()
     model.train(was_training)

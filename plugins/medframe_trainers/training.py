@@ -16,6 +16,7 @@ from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_h
 from medframe import Job, RecipeError
 from medframe_trainers import zero
 from medframe_trainers.huggingface import MicroBatchTrainer, window
+from medframe_trainers.precision import quickest
 from medframe_trainers.session import release, session
 from medframe_trainers.stream import Stream
 from medframe_trainers.trackers import tracked
@@ -59,6 +60,7 @@ class Training:
             "total_steps": settings.steps(job.train, job.world),
             "rows": job.train.rows if job.train.kind != "packed" else None,
         }
+        self._stack.enter_context(quickest(job.world))
         deepspeed = self._stack.enter_context(session(settings, **counts))
         if deepspeed and deepspeed["zero_optimization"]["stage"] == 0:
             given["max_grad_norm"] = 0  # see `MicroBatchTrainer._clip`
@@ -128,7 +130,7 @@ class Training:
                 trainer.create_optimizer_and_scheduler(args.max_steps)
             except (TypeError, ValueError) as error:
                 raise _refused(error) from error
-            with trainer.stop:
+            with trainer.stop, trainer.without_logits():
                 trainer.train(resume_from_checkpoint=str(job.resume) if job.resume else None)
                 trainer.agree_to_stop()  # asked since the last step, whose checkpoint is saved
         if settings.deepspeed is None:

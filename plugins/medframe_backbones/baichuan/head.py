@@ -19,12 +19,16 @@ class NormHead(nn.Linear):
     """The normalised weight, and of which weight it is."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        if self.training or (torch.is_grad_enabled() and self.weight.requires_grad):
+        return linear(input, self.projection())
+
+    def projection(self) -> torch.Tensor:
+        """The matrix that it multiplies by, [vocabulary, hidden]."""
+        if self.weight.requires_grad and (self.training or torch.is_grad_enabled()):
             self._normal = None
-            return linear(input, normalize(self.weight))
+            return normalize(self.weight)
         # Once for all tokens of an answer: to normalise a real head takes longer than to use it.
         weight = self.weight
         of = (weight._version, weight.data_ptr(), weight.dtype, weight.device, torch.is_inference_mode_enabled())
         if self._normal is None or self._normal[0] != of:
             self._normal = (of, normalize(weight.detach()))
-        return linear(input, self._normal[1])
+        return self._normal[1]

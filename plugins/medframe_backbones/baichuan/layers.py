@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,8 +45,10 @@ class BaichuanAttention(nn.Module):
         attention_mask: torch.Tensor | None,
         rotation: tuple[torch.Tensor, torch.Tensor] | None,
         past_key_values: Cache | None,
+        lengths: Sequence[int] = (),
         **kwargs: Any,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """`lengths` are those of a packed row's samples, `attention_mask` then being the longest one's, with ALiBi."""
         batch, length, hidden = hidden_states.shape
         packed = self.W_pack(hidden_states).view(batch, length, 3, -1, self.head_dim)
         query, key, value = packed.permute(2, 0, 3, 1, 4)  # each [batch, heads, length, head_dim]
@@ -58,7 +60,15 @@ class BaichuanAttention(nn.Module):
         attend: Callable[..., tuple[torch.Tensor, torch.Tensor | None]] = _reference_attention
         if self.config.positions == "rope" or self.config.alibi == "relative":
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
-        output, weights = attend(self, query, key, value, attention_mask, scaling=self.scaling, dropout=0.0, **kwargs)
+        kwargs |= {"scaling": self.scaling, "dropout": 0.0}
+        weights = None
+        if lengths:
+            assert attention_mask is not None
+            samples = zip(lengths, *(each.split(list(lengths), 2) for each in (query, key, value)), strict=True)
+            parts = [attend(self, *sample, attention_mask[..., :n, :n], **kwargs)[0] for n, *sample in samples]
+            output = torch.cat(parts, 1)
+        else:
+            output, weights = attend(self, query, key, value, attention_mask, **kwargs)
         return self.o_proj(output.reshape(batch, length, hidden)), weights
 
 

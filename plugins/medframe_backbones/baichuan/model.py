@@ -15,6 +15,7 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm, LlamaRotaryEm
 from transformers.utils.generic import can_return_tuple, merge_with_config_defaults
 from transformers.utils.output_capturing import capture_outputs
 
+from medframe import sample_lengths
 from medframe_backbones import alibi
 from medframe_backbones.baichuan.config import BaichuanConfig
 from medframe_backbones.baichuan.head import NormHead
@@ -48,6 +49,8 @@ class BaichuanModel(BaichuanPreTrainedModel):
         if config.positions == "rope":
             self.rotary_emb = LlamaRotaryEmbedding(config)  # type: ignore[arg-type]
         self.gradient_checkpointing = False
+        # Whether attention is one that can be registered with transformers: there, biases have no place.
+        self._supports_attention_backend = config.positions == "rope"
         self.post_init()  # type: ignore[no-untyped-call]
 
     @merge_with_config_defaults  # type: ignore[untyped-decorator]
@@ -72,14 +75,19 @@ class BaichuanModel(BaichuanPreTrainedModel):
         past = past_key_values.get_seq_length() if past_key_values is not None else 0
         if position_ids is None:
             position_ids = torch.arange(hidden.shape[1], device=hidden.device)[None] + past
-        mask: Any = create_causal_mask(
-            self.config,
-            hidden,
-            attention_mask,
-            past_key_values,
-            position_ids=position_ids,
-            allow_is_causal_skip=self.config.positions == "rope",
-        )
+        unmasked = self.rotary_emb is None and attention_mask is None and past_key_values is None
+        lengths = sample_lengths(position_ids) if unmasked else []
+        if lengths:
+            mask: Any = torch.ones(1, 1, max(lengths), max(lengths), dtype=torch.bool, device=hidden.device).tril()
+        else:
+            mask = create_causal_mask(
+                self.config,
+                hidden,
+                attention_mask,
+                past_key_values,
+                position_ids=position_ids,
+                allow_is_causal_skip=self.config.positions == "rope",
+            )
         rotation = None
         if self.rotary_emb is None:
             mask = self._biased(mask, past, alibi.dtype_of(hidden))
@@ -88,6 +96,7 @@ class BaichuanModel(BaichuanPreTrainedModel):
             rotation = self.rotary_emb(hidden.float(), position_ids)
         if use_cache and past_key_values is None:
             past_key_values = DynamicCache(config=self.config)
+        kwargs |= {"position_ids": position_ids, "lengths": lengths}
         for layer in self.layers:
             hidden = layer(hidden, attention_mask=mask, rotation=rotation, past_key_values=past_key_values, **kwargs)
         return BaseModelOutputWithPast(last_hidden_state=self.norm(hidden), past_key_values=past_key_values)
@@ -110,6 +119,7 @@ class BaichuanForCausalLM(BaichuanPreTrainedModel, GenerationMixin):
     def __init__(self, config: BaichuanConfig) -> None:
         super().__init__(config)
         self.model = BaichuanModel(config)
+        self._supports_attention_backend = config.positions == "rope"
         head = NormHead if config.head == "norm" else nn.Linear
         self.lm_head = head(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()  # type: ignore[no-untyped-call]
