@@ -24,8 +24,8 @@ class Footprint:
     """
     loss: Callable[[Any, dict[str, torch.Tensor]], torch.Tensor]
     """The loss of a model and a micro-batch, as `fit` computes it."""
-    head: Callable[[int, int], float]
-    """Bytes that are there for a moment where a loss is computed, for so many labels and a vocabulary of so many."""
+    head: Callable[[int, bool], float]
+    """Bytes of logits, and of what is made of them, that are there at a time: for so many labels, on a GPU or not."""
     micro_batches: int | None = None
     """In an optimizer step, over all processes; None: one in each."""
     computes: Dtype | None = None
@@ -34,11 +34,20 @@ class Footprint:
     """Bytes of gradient for each trained element; None: as the element itself."""
     optimizer: float = 8.0
     """Bytes that the optimizer keeps for each trained element; AdamW: two moments in float32."""
+    at_once: bool = False
+    """Whether on a GPU the optimizer takes all elements in one step, with another 4 bytes for each for a moment."""
     checkpointing: bool = False
     """Whether the activations of a layer are computed again in the backward pass."""
     shared: frozenset[str] = field(default_factory=frozenset)
     """What each process holds only its share of: optimizer, gradients, weights (ZeRO stages 1, 2, 3)."""
+    gathered: float = 1e9
+    """Elements of weights that are whole in every process at a time, where each holds only its share of them."""
     offloaded: frozenset[str] = field(default_factory=frozenset)
-    """What lies in the machine's memory instead of the device's: optimizer, weights."""
+    """What lies in the machine's memory instead of the device's: optimizer, gradients, weights."""
     cheaper: tuple[str, ...] = ()
-    """Changes to the recipe that save memory, `trainer.gradient_checkpointing=true`, those that cost least first."""
+    """Changes to the recipe that save memory, `trainer.gradient_checkpointing=true`, those that cost least first.
+
+    Each is one override, or several with spaces between.
+    """
+    sharing: tuple[str, ...] = ()
+    """The same, of changes by which several processes share what each would hold."""

@@ -23,10 +23,12 @@ def empty(cls: type[Any], config: PretrainedConfig, dtype: str) -> PreTrainedMod
     import torch
 
     wanted = getattr(torch, dtype) if dtype != "auto" else config.dtype or torch.float32
-    make = getattr(cls, "_from_config", None) or cls.from_config  # the latter is AutoModelForCausalLM's
+    if hasattr(cls, "_model_mapping"):  # AutoModelForCausalLM is of no one architecture
+        cls = cls._model_mapping[type(config)]
     try:
+        # Not by `from_config`, which would spread it over processes where DeepSpeed is to load a model.
         with torch.device("meta"):
-            model: PreTrainedModel = make(config, dtype=wanted)
+            model: PreTrainedModel = cls(config).to(wanted)
     except Exception as error:  # a configuration can be wrong in as many ways as there are architectures
         raise BackboneError(f"backbone.weights: {' '.join(str(error).split())[:300]}") from error
     return model

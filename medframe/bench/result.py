@@ -38,12 +38,9 @@ class Result:
     loading: int
     """The most that was held until the model was loaded and proven to keep samples apart."""
     peak: int
-    """The most that was held in training."""
-    memory: int | None
-    """The most that was in use in a step, beyond what was before the model was loaded: without the libraries, and
-
-    without what glibc keeps for the next tensor. None where the training ended too soon, or nothing tells.
-    """
+    """The most that the process held in training: on a GPU as `tensors`, else resident memory, with the libraries."""
+    tensors: int | None
+    """The most that tensors took; None where the training ended too soon to count them."""
     needed: float | None
     """Operations that a step needs; None where the trainer or the model does not tell."""
     ceiling: float
@@ -80,7 +77,7 @@ class Result:
             padding=load.padding,
             loading=max(rank["loading"] for rank in ranks),
             peak=max(rank["peak"] for rank in ranks),
-            memory=max((rank["in_use"] for rank in ranks if rank["in_use"] is not None), default=None),
+            tensors=max((rank["tensors"] for rank in ranks if rank["tensors"]), default=None),
             needed=sum(Work(**work).of(load) for work in first["work"]) / steps if first["work"] else None,
             ceiling=first["ceiling"],
             whole=first["whole"],

@@ -15,8 +15,10 @@ from pathlib import Path
 from typing import IO, Any
 
 from medframe.bench.variants import Variant
-from medframe.bench.worker import TURNS
 from medframe.errors import RunError
+
+TURNS = "turns"
+"""The socket in a variant's folder at which its rank 0 waits for its turns."""
 
 
 class Failed(RunError):

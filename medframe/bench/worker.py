@@ -6,20 +6,24 @@ import json
 import socket
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields, replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from medframe import quiet
 from medframe import world as worlds
-from medframe.backbone import Backbone, shapes
+from medframe.backbone import shapes
 from medframe.bench import memory
 from medframe.bench.ceiling import ceiling, synchronise
+from medframe.bench.turns import TURNS
 from medframe.errors import RunError
 from medframe.flops import Load, load_of
 from medframe.flops import work as work_of
+from medframe.live import Live, alive
 from medframe.manifest import machine
 from medframe.prepare import check_context, prepare
 from medframe.recipe import Recipe
@@ -29,9 +33,6 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from medframe.batch import MicroBatch
-
-TURNS = "turns"
-"""The socket in the bench's folder at which rank 0 waits for its turns."""
 
 
 @dataclass(frozen=True)
@@ -60,12 +61,11 @@ def work(recipe: Recipe, folder: Path, steps: int) -> None:
     with world.first_then_others():
         prepared = prepare(recipe)
     check_context(recipe, prepared)
-    _warm()
     clock = Clock(folder / TURNS if world.rank == 0 else None, steps)
     prepared.train.seen = clock.saw
     job = _Job(
         out=out,
-        backbone=_telling(recipe.backbone, clock.loads),
+        backbone=recipe.backbone,
         tokenizer=prepared.tokenizer,
         prompt=prepared.encoder.prompt,
         train=prepared.train,
@@ -77,10 +77,8 @@ def work(recipe: Recipe, folder: Path, steps: int) -> None:
         world=world.size,
         clock=clock,
     )
-    try:
+    with suppress(Enough):
         recipe.trainer.fit(job)
-    except Enough:
-        pass
     found = clock.found() | {
         "kind": prepared.train.kind,
         "reason": prepared.train.reason,
@@ -88,6 +86,7 @@ def work(recipe: Recipe, folder: Path, steps: int) -> None:
         "device": machine(),
     }
     if world.rank == 0:
+        torch.set_float32_matmul_precision(clock.float32)
         found |= _needed(recipe)
     (folder / f"rank-{world.rank}.json").write_text(json.dumps(found), "utf-8")
     world.leave()
@@ -106,13 +105,13 @@ class Clock:
         self._by_progress = False
         self._since = 0.0
         self._turns = None
-        self._before = memory.in_use()
-        """Bytes that were in use before the model was loaded."""
+        self.float32 = "highest"
+        """How torch was set to multiply float32 while it trained."""
         self.loading = 0
         self.peak = 0
-        self.needed: int | None = None
-        """The most that was in use in a further step, beyond what was before the model was loaded."""
-        self._in_use = memory.InUse()
+        self.tensors: int | None = None
+        """The most that tensors took."""
+        self._live: Live | None = None
         """The most that was held until the model was loaded and proven."""
         if turns:
             self._turns = socket.socket(socket.AF_UNIX)
@@ -120,10 +119,6 @@ class Clock:
 
     def saw(self, batch: MicroBatch) -> None:
         self._loads.append(load_of(batch))
-
-    def loads(self) -> None:
-        """The model is about to be loaded."""
-        self._before = memory.in_use()
 
     def loaded(self, model: PreTrainedModel) -> None:
         self.loading = memory.peak()
@@ -143,15 +138,22 @@ class Clock:
             return
         self._step = step
         synchronise()
-        if self.peak:
-            self.needed = self._in_use.stop() - (self._before or 0)
+        self.float32 = torch.get_float32_matmul_precision()
+        if self._live:
+            self._live.__exit__(None, None, None)  # type: ignore[no-untyped-call]
+            self.tensors = self._live.peak
             raise Enough
         self._taken.append((step, time.perf_counter() - self._since, len(self._loads)))
         if step - self._taken[0][0] >= self._steps:
             self.peak = memory.peak()
-            if self._before is None:
+            if memory.on_gpu():
+                self.tensors = self.peak
                 raise Enough
-            self._in_use.start()
+            # One more step, in which every tensor is counted: that takes time.
+            self._live = Live()
+            for tensor in alive():
+                self._live.count(tensor)
+            self._live.__enter__()  # type: ignore[no-untyped-call]
         if self._turns:
             self._turns.sendall(b".")
             if not self._turns.recv(1):
@@ -174,7 +176,7 @@ class Clock:
             "steps": taken,
             "loading": self.loading,
             "peak": self.peak or memory.peak(),
-            "in_use": self.needed,
+            "tensors": self.tensors,
         }
 
 
@@ -200,32 +202,6 @@ class _Job(Job):
 
     def finish(self, model: Any) -> None:
         raise Enough
-
-
-def _telling(backbone: Backbone, loads: Callable[[], None]) -> Backbone:
-    """The backbone, which says so before it loads its model: some trainers ask the job for it, some the backbone."""
-    cls = type(backbone)
-
-    def load_model(self: Any) -> PreTrainedModel:
-        loads()
-        return cls.load_model(self)
-
-    names = {"load_model": load_model, "__module__": cls.__module__, "__qualname__": cls.__qualname__}
-    return type(cls.__name__, (cls,), names)(**{f.name: getattr(backbone, f.name) for f in fields(backbone)})
-
-
-def _warm() -> None:
-    """Have the libraries loaded that any training uses, so that they do not count as its memory."""
-    import accelerate  # type: ignore[import-untyped]  # noqa: F401
-    import peft  # noqa: F401
-    import torch
-    import transformers.trainer  # noqa: F401
-
-    layer = torch.nn.Linear(64, 64)
-    for dtype in (torch.float32, torch.bfloat16):
-        with torch.autocast("cpu", dtype, enabled=dtype is not torch.float32):
-            layer(torch.zeros(64, 64)).sum().backward()
-    torch.optim.AdamW(layer.parameters()).step()
 
 
 def _needed(recipe: Recipe) -> dict[str, Any]:

@@ -87,7 +87,7 @@ def _show(result: Result) -> None:
         f"{result.steps} steps after {result.warm_up}"
     )
     loading = f", {_gb(result.loading)} while it was loaded and proven" if result.loading > result.peak else ""
-    click.echo(f"  memory {_gb(result.memory)} for the training itself; {_gb(result.peak)} with all that was kept{loading}")
+    click.echo(f"  memory: tensors {_gb(result.tensors)} at most; the process {_gb(result.peak)}{loading}")
     if result.needed is None:
         click.echo(f"  needed operations: unknown; a large matrix product reaches {_tera(result.ceiling)}/s")
     else:
@@ -106,12 +106,13 @@ def _compare(results: list[Result]) -> None:
         share = "unknown" if result.needed is None else f"{result.share:.1%}"
         click.echo(
             f"{result.name:{width}}  {result.tokens_per_second:8,.0f}  {result.ratio(first):6.2f}"
-            f"  {result.supervised_tokens_per_second:12,.0f}  {result.padding:7.1%}  {_gb(result.memory):>8}  {share:>10}"
+            f"  {result.supervised_tokens_per_second:12,.0f}  {result.padding:7.1%}"
+            f"  {_gb(result.tensors):>8}  {share:>10}"
         )
 
 
-def _gb(count: float) -> str:
-    return f"{count / 1e9:.2f} GB"
+def _gb(count: float | None) -> str:
+    return "unknown" if count is None else f"{count / 1e9:.2f} GB"
 
 
 def _tera(operations: float) -> str:

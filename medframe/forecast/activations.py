@@ -4,55 +4,84 @@ from __future__ import annotations
 
 import copy
 import math
-import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
+from medframe.attention import quicken
 from medframe.footprint import Footprint
+from medframe.live import Live
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
-_TOKENS = 61
-"""A prime: no activation has the shape of a weight."""
+    from medframe.batch import Kind, MicroBatch
+
 _HEADS = 4
 """At least so many are kept: what does not shrink with the width must stay small beside what does."""
+_VOCABULARY = 256
+_LONGEST = 1021
+"""Tokens of a sample, at most: longer ones would take seconds. A prime: no activation has the shape of a weight."""
 
 
 @dataclass(frozen=True)
 class Activations:
-    """Bytes for each token of a micro-batch."""
+    """Bytes at most, for a number of slots of tokens: `whole` ones, and more for `each`."""
 
-    first: float
-    """With one layer, at most: what lies outside of the layers, and what is there for a moment, included."""
-    layer: float
+    first_whole: float
+    first_each: float
+    """With one layer: what lies outside of the layers, and what is there for a moment, included."""
+    layer_whole: float
+    layer_each: float
     """For each further layer."""
 
-    def of(self, tokens: int, layers: int) -> float:
-        """Bytes at most."""
-        return tokens * (self.first + (layers - 1) * self.layer)
+    def first(self, slots: float) -> float:
+        return self.first_whole + self.first_each * slots
+
+    def layer(self, slots: float) -> float:
+        return self.layer_whole + self.layer_each * slots
 
 
-def activations(model: PreTrainedModel, footprint: Callable[[Any], Footprint | None]) -> Activations | None:
+def activations(
+    model: PreTrainedModel, footprint: Callable[[Any], Footprint | None], kind: Kind, longest: int
+) -> Activations | None:
     """Of this model, of which only class and configuration are looked at; None where it cannot be made narrow.
 
-    Widths are divided by one number, models of two and four layers run forward and backward, and what lives at a
-    time is counted tensor by tensor.
+    Widths are divided by one number, models of two and four layers run forward and backward with one and two rows of
+    the `longest` sample, or packs of as many and one more, and what lives at a time is counted tensor by tensor.
     """
-    config = model.config
-    text = config.get_text_config()
-    by = _divisor(text)
+    length = min(longest, _LONGEST)
+    batches = [_batch(kind, rows, length) for rows in (1, 2)]
     try:
-        peaks = [_peak(type(model), _narrow(config, by, layers), model.dtype, footprint) for layers in (2, 4)]
+        by = _divisor(model.config.get_text_config())
+        (one_two, one_four), (two_two, two_four) = (
+            [
+                by * _peak(type(model), _narrow(model.config, by, layers), model.dtype, footprint, batch)
+                for layers in (2, 4)
+            ]
+            for batch in batches
+        )
     except Exception:  # any architecture may come, and fail in a way of its own
         return None
-    two, four = (by * peak / _TOKENS for peak in peaks)
-    return Activations(two - (four - two) / 2, (four - two) / 2)
+    slots, more = (batch["input_ids"].numel() for batch in batches)
+    layer, layer_more = (one_four - one_two) / 2, (two_four - two_two) / 2
+    first, first_more = one_two - layer, two_two - layer_more
+    layer_each, first_each = (layer_more - layer) / (more - slots), (first_more - first) / (more - slots)
+    return Activations(first - first_each * slots, first_each, layer - layer_each * slots, layer_each)
+
+
+def _batch(kind: Kind, rows: int, length: int) -> MicroBatch:
+    """So many samples, a row each or, beside one more, in a pack."""
+    if kind == "packed":
+        positions = torch.arange(length).repeat(rows + 1)[None]
+        ids = torch.ones_like(positions)
+        return {"input_ids": ids, "labels": ids, "position_ids": positions}
+    ids = torch.ones(rows, length, dtype=torch.int64)
+    mask = ids.clone()
+    mask[:, -1] = 0  # without any padding, transformers would do without a mask
+    return {"input_ids": ids, "labels": ids, "attention_mask": mask}
 
 
 def _divisor(config: PretrainedConfig) -> int:
@@ -74,54 +103,30 @@ def _narrow(config: PretrainedConfig, by: int, layers: int) -> PretrainedConfig:
         if isinstance(value, list) and len(value) == part.num_hidden_layers:
             setattr(part, name, value[:layers])
     part.num_hidden_layers = layers
-    part.vocab_size = 256
+    part.vocab_size = _VOCABULARY
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):
         setattr(part, name, 0)
     return narrow
 
 
-def _peak(cls: type[Any], config: PretrainedConfig, dtype: torch.dtype, footprint: Any) -> float:
+def _peak(cls: type[Any], config: PretrainedConfig, dtype: torch.dtype, footprint: Any, batch: MicroBatch) -> int:
     """Bytes of tensors that live at a time, beside parameters, their gradients and what they are cast to."""
     with torch.random.fork_rng(devices=[]):
-        made = footprint(cls(config).to(dtype))
-        model = made.model.train()
+        model = cls(config).to(dtype)
+        if "position_ids" in batch:
+            quicken(model)
+        made = footprint(model)
+        trained = made.model.train()
         if made.checkpointing:
-            model.gradient_checkpointing_enable()
-            if not model.get_input_embeddings().weight.requires_grad:
-                model.enable_input_require_grads()
-        ids = torch.randint(0, 256, (1, _TOKENS))
-        batch = {"input_ids": ids, "labels": ids, "position_ids": torch.arange(_TOKENS)[None]}
+            trained.gradient_checkpointing_enable()
+            if not trained.get_input_embeddings().weight.requires_grad:
+                trained.enable_input_require_grads()
         autocast = torch.autocast("cpu", getattr(torch, made.computes or "bfloat16"), enabled=bool(made.computes))
-        with _Live([*model.parameters(), *model.buffers()]) as live, autocast:
-            made.loss(model, batch).backward()
-    return live.peak
-
-
-class _Live(TorchDispatchMode):
-    """Counts the bytes of all tensors that come to be within it, as long as they live."""
-
-    def __init__(self, before: Sequence[torch.Tensor]) -> None:
-        """Those `before` are not counted, nor what is of the shape of one: a gradient, or a copy in another precision."""
-        super().__init__()
-        self.peak = 0
-        self._now = 0
-        self._known = {tensor.untyped_storage()._cdata: 0 for tensor in before}
-        self._shapes = {shape for tensor in before for shape in (tensor.shape, tensor.shape[::-1])}
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and tensor.shape not in self._shapes:
-                self._count(tensor.untyped_storage())
-        return result
-
-    def _count(self, storage: Any) -> None:
-        key = storage._cdata
-        if key not in self._known:
-            self._known[key] = storage.nbytes()
-            self._now += storage.nbytes()
-            self.peak = max(self.peak, self._now)
-            weakref.finalize(storage, self._gone, key)
-
-    def _gone(self, key: int) -> None:
-        self._now -= self._known.pop(key)
+        # Matrices of a weight's shape are its gradient, or its copy in another precision: they do not go by tokens.
+        held = [*trained.parameters(), *trained.buffers()]
+        with Live(held, {shape for tensor in held for shape in (tensor.shape, tensor.shape[::-1])}) as live:
+            with autocast:
+                loss = made.loss(trained, batch)
+            loss.backward()
+    peak: int = live.peak
+    return peak

@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from medframe.recipe import Recipe
 
 
+SHARED = ("optimizer", "gradients", "weights")
+"""What processes may each hold a share of."""
+
+
 @dataclass(frozen=True)
 class Memory:
     """Bytes on one device at the moment when most is held."""
@@ -28,14 +32,15 @@ class Memory:
     adapter: float
     """Parameters that the trainer adds."""
     gradients: float
-    optimizer: float
     activations: float
+    """And what computing takes for a moment."""
     head: float
-    """What computing the loss takes beyond the activations that are there by then."""
+    """Logits, and what is made of them."""
+    optimizer: float
 
     @property
     def total(self) -> float:
-        return sum(getattr(self, field.name) for field in fields(self))
+        return float(sum(getattr(self, field.name) for field in fields(self)))
 
 
 class Forecast:
@@ -48,6 +53,30 @@ class Forecast:
         self._config = footprint.model.config.get_text_config()
         self._elements = _elements(footprint, sum(p.numel() for p in shapes(recipe.backbone).parameters()))
 
+    def cheaper(self, processes: int) -> list[str]:
+        """The trainer's own ways to save memory; those that share it need more than one of the `processes`."""
+        more = " processes=4" if processes == 1 else ""
+        return [*self._footprint.cheaper, *(f"{way}{more}" for way in self._footprint.sharing)]
+
+    def fits(self, device: Device, processes: int) -> bool:
+        """Whether some micro-batch fits on each of so many devices."""
+        times = self.fitting(device, processes)
+        return times >= 1 or (times > 0 and self.smaller(times) is not None)
+
+    def smaller(self, times: float) -> tuple[str, float] | None:
+        """The override for a micro-batch of so many `times` the size, and the times that it comes to.
+
+        None where no sample, or not even one, would go into it.
+        """
+        batching, train = self._recipe.batching, self._train
+        if train.kind == "packed":
+            room = batching.tokens or 8192
+            tokens = int(self.largest.slots * times)
+            tokens -= tokens % 64 if tokens >= 64 + train.longest()[0] else 0
+            return (f"batching.tokens={tokens}", tokens / room) if tokens >= train.longest()[0] else None
+        rows = int(train.rows * times)
+        return (f"batching.rows={rows}", rows / train.rows) if rows else None
+
     @property
     def precision(self) -> str:
         """In which matrix products are computed."""
@@ -55,51 +84,69 @@ class Forecast:
 
     @cached_property
     def _activations(self) -> Activations | None:
-        recipe = self._recipe
-        return activations(shapes(recipe.backbone), lambda model: recipe.trainer.footprint(model, recipe.backbone))
+        recipe, train = self._recipe, self._train
+        longest = (recipe.batching.length or 512) if train.kind == "blocks" else train.longest()[0]
+        model = shapes(recipe.backbone)
+        return activations(model, lambda made: recipe.trainer.footprint(made, recipe.backbone), train.kind, longest)
 
     @property
     def largest(self) -> Load:
         """The micro-batch that takes most memory."""
         return max(self._loads, key=lambda load: load.slots)
 
-    def memory(self, processes: int, load: Load | None = None) -> Memory | None:
+    def memory(self, processes: int, load: Load | None = None, gpu: bool = False) -> Memory | None:
         """Of each device, for a micro-batch such as this, else the largest; None where the model cannot be measured."""
         if self._activations is None:
             return None
         load, made, counted = load or self.largest, self._footprint, self._elements
-        part = {what: processes if what in made.shared else 1 for what in ("optimizer", "gradients", "weights")}
-        part |= {what: math.inf for what in made.offloaded}
-        weights, adapter = counted.base / part["weights"], counted.adapter / part["weights"]
+        parts = self._parts(processes)
+        weights, adapter, optimizer = self._held(processes)
+        gradients = counted.gradients / parts["gradients"]
+        kept, layers = self._activations, self._config.num_hidden_layers
+        below = counted.cast + (layers - 1) * kept.layer(load.slots)
+        first, head = kept.first(load.slots), made.head(int(load.supervised), gpu)
+        step = 4 * counted.trained if gpu and made.at_once else 8 * counted.largest
+        # The first micro-batch of a step finds no gradients yet but the head's, and meets them as activations go.
+        alone = (made.micro_batches or processes) == processes and not made.shared
+        moments = [
+            # Where the loss is computed, at the end of the forward pass.
+            (counted.head if alone else gradients, below + kept.layer(load.slots), head),
+            # In the backward pass of the last layer, and of the first one.
+            (counted.head if alone else gradients, below + first, 0.0),
+            (gradients, first, 0.0),
+            # In the optimizer's step.
+            (gradients, step / parts["optimizer"], 0.0),
+        ]
+        return Memory(weights, adapter, *max(moments, key=sum), optimizer)
+
+    def _parts(self, processes: int) -> dict[str, float]:
+        """Among how many each of SHARED is divided; what lies elsewhere, among infinitely many."""
+        parts: dict[str, float] = {what: processes if what in self._footprint.shared else 1 for what in SHARED}
+        return parts | dict.fromkeys(self._footprint.offloaded, math.inf)
+
+    def _held(self, processes: int) -> tuple[float, float, float]:
+        """Bytes of weights, adapter and optimizer, which are there all the time."""
+        made, counted, parts = self._footprint, self._elements, self._parts(processes)
+        weights = counted.base / parts["weights"]
         if "weights" in made.shared:
-            weights += counted.layer  # those of a layer come together for as long as it is computed
-        gradients = counted.gradients / part["gradients"]
-        optimizer = counted.trained * made.optimizer / part["optimizer"]
-        layers, kept = self._config.num_hidden_layers, self._activations
-        below = load.slots * (layers - 1) * kept.layer
-        top = load.slots * kept.first
-        head = load.slots * kept.layer + made.head(int(load.supervised), self._config.vocab_size)
-        cast = counted.cast
-        held = Memory(weights, adapter, gradients, optimizer, cast + below + top, max(0.0, head - top))
-        # In the optimizer's step the activations are gone, and numbers for the largest matrix come.
-        step = counted.largest * 2
-        if step > held.activations + held.head:
-            held = Memory(weights, adapter, gradients, optimizer + step, 0, 0)
-        return held
+            weights += counted.base * min(1, made.gathered / counted.elements)
+        optimizer = counted.trained * made.optimizer / parts["optimizer"]
+        return weights, counted.adapter / parts["weights"], optimizer
 
     def fitting(self, device: Device, processes: int) -> float:
         """How many times the largest micro-batch fits on the device; 0 where nothing does."""
-        room = device.memory * FREE
+        room, gpu = device.memory * FREE, device.name != "cpu"
         low, high = 0.0, 1024.0
-        if not self._fits(low, room, processes):
+        # What is there all the time is told at once, the rest takes a measurement.
+        if sum(self._held(processes)) > room or not self._fits(low, room, processes, gpu):
             return 0.0
         while high - low > low / 256 + 1e-4:
             middle = (low + high) / 2
-            low, high = (middle, high) if self._fits(middle, room, processes) else (low, middle)
+            low, high = (middle, high) if self._fits(middle, room, processes, gpu) else (low, middle)
         return low
 
-    def _fits(self, times: float, room: float, processes: int) -> bool:
-        memory = self.memory(processes, self.largest * times)
+    def _fits(self, times: float, room: float, processes: int, gpu: bool) -> bool:
+        memory = self.memory(processes, self.largest * times, gpu)
         return memory is not None and memory.total <= room
 
     @cached_property
@@ -134,7 +181,7 @@ class Forecast:
 def forecast(recipe: Recipe, train: Batches) -> Forecast | None:
     """What can be foretold; None where the trainer does not tell what it holds."""
     footprint = recipe.trainer.footprint(shapes(recipe.backbone), recipe.backbone)
-    return footprint and Forecast(recipe, train, footprint, train.epoch(0).loads())
+    return None if footprint is None else Forecast(recipe, train, footprint, train.epoch(0).loads())
 
 
 @dataclass(frozen=True)
@@ -146,9 +193,10 @@ class _Elements:
     gradients: float
     trained: float
     largest: float
-    """Bytes of float32 for the largest matrix that is trained."""
-    layer: float
-    """Bytes of a layer's weights."""
+    """Of these, elements of the largest matrix."""
+    head: float
+    """Bytes of the head's gradient."""
+    elements: float
     cast: float
     """Bytes of the weights' copies in the precision that autocast computes in."""
     precision: str
@@ -167,14 +215,19 @@ def _elements(footprint: Footprint, base: int) -> _Elements:
         for p in parameters
         if footprint.computes and p.ndim == 2 and str(p.dtype) != f"torch.{footprint.computes}" and p not in ends
     )
-    layers = [parameter for name, parameter in model.named_parameters() if ".0." in name]
+    head = {*model.get_output_embeddings().parameters()}
+
+    def gradient(parameter: Any) -> float:
+        return float(parameter.numel() * (footprint.gradient or parameter.itemsize))
+
     return _Elements(
         base=sum(p.nbytes for p in parameters) - bytes_added,
         adapter=bytes_added,
-        gradients=sum(p.numel() * (footprint.gradient or p.itemsize) for p in trained),
+        gradients=sum(map(gradient, trained)),
         trained=sum(p.numel() for p in trained),
-        largest=max((4 * p.numel() for p in trained), default=0),
-        layer=sum(p.nbytes for p in layers),
+        largest=max((p.numel() for p in trained), default=0),
+        head=sum(gradient(p) for p in trained if p in head),
+        elements=sum(p.numel() for p in parameters),
         cast=cast,
         precision=str(max(parameters, key=lambda p: p.numel()).dtype).removeprefix("torch."),
     )

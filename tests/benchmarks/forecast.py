@@ -67,7 +67,7 @@ def recipe(folder: Path, line: tuple[Any, ...]) -> list[str]:
     model.mkdir(parents=True)
     (model / "config.json").write_text(json.dumps({**FAMILIES[family](hidden, layers, vocabulary), "dtype": dtype}))
     text = "头痛发热咳嗽三天应当多喝水早休息并到医院看一看" * 20
-    rows = [{"query": text[n % 7 : n % 7 + 80], "response": text[n % 11 : n % 11 + 70]} for n in range(120)]
+    rows = [{"query": text[n % 7 : 80 + n % 13], "response": text[n % 11 : 70 + n % 17]} for n in range(120)]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows), "utf-8")
     tiny = {"llama": "Llama", "bloom": "Bloom", "baichuan": "Baichuan"}[family]
     module = {"llama": "llama", "bloom": "bloom", "baichuan": "baichuan"}[family]
@@ -108,7 +108,7 @@ def measured(arguments: list[str], folder: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    print(f"{'forecast MB':>12} {'measured':>9} {'error':>6}   line")
+    print(f"{'forecast MB':>12} {'measured':>9} {'error':>6}  process   line")
     for line in GRID:
         name = " ".join(map(str, line[:-1])) + (" checkpointing" if line[-1] else "")
         if not all(word in name.split() for word in sys.argv[1:]):
@@ -116,9 +116,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as temporary:
             arguments = recipe(Path(temporary) / "line", line)
             memory, result = foretold(arguments), measured(arguments, Path(temporary))
-            total, beyond = memory.total / 1e6, result["memory"] / 1e6
+            total, tensors = memory.total / 1e6, result["tensors"] / 1e6
+            error, peak = total / tensors - 1, result["peak"] / 1e6
             parts = ", ".join(f"{key} {value / 1e6:.0f}" for key, value in vars(memory).items())
-            print(f"{total:12,.0f} {beyond:9,.0f} {total / beyond - 1:6.1%}   {name}   ({parts})", flush=True)
+            print(f"{total:12,.0f} {tensors:9,.0f} {error:6.1%} {peak:8,.0f}   {name}   ({parts})", flush=True)
 
 
 if __name__ == "__main__":
