@@ -40,7 +40,7 @@ class Result:
     peak: int
     """The most that the process held in training: on a GPU as `tensors`, else resident memory, with the libraries."""
     tensors: int | None
-    """The most that tensors took; None where the training ended too soon to count them."""
+    """The most that they took in one further step; None where the training ended too soon to count them."""
     needed: float | None
     """Operations that a step needs; None where the trainer or the model does not tell."""
     ceiling: float

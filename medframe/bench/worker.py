@@ -110,7 +110,7 @@ class Clock:
         self.loading = 0
         self.peak = 0
         self.tensors: int | None = None
-        """The most that tensors took."""
+        """The most that tensors took in one further step."""
         self._live: Live | None = None
         """The most that was held until the model was loaded and proven."""
         if turns:
