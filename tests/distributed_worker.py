@@ -230,7 +230,11 @@ SOME = ("null", "zero2", "zero3")
 KINDS = {"lora": LORA, "lora whole": LORA_WHOLE, "full": FULL, "full some": FULL_SOME}
 GROUPS = {
     **{f"fp32 {name}": (kind, MODES) for name, kind in KINDS.items()},
-    **{f"bf16 {name}": ([*kind, *BF16], MODES) for name, kind in KINDS.items()},
+    **{
+        # An adapter is trained on the base as it is stored, which stage 0 would not do.
+        f"bf16 {name}": ([*kind, *BF16, LOW], [mode for mode in MODES if mode != "zero0" or "full" in name])
+        for name, kind in KINDS.items()
+    },
     "padded lora": ([*LORA, "batching={kind: padded, rows: 2}"], SOME),
     "blocks full": ([*FULL, "batching={kind: blocks, length: 64}"], SOME),
     "checkpointing lora": ([*LORA, "trainer.gradient_checkpointing=true"], SOME),
@@ -258,8 +262,6 @@ GROUPS = {
         [*LORA, *BAICHUAN2, "trainer.modules_to_save=[lm_head]"],
         SOME,
     ),
-    "low weights lora": ([*LORA, *BF16, LOW], [mode for mode in MODES if mode != "zero0"]),
-    "low weights full": ([*FULL, *BF16, LOW], MODES),
 }
 """Name -> overrides, and the configurations of DeepSpeed to train under; what is plain and on one process is right."""
 

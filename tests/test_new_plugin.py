@@ -3,10 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
-import os
-import subprocess
-import sys
 import tomllib
 from pathlib import Path
 
@@ -102,20 +98,3 @@ def test_nothing_is_half_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(OSError, match="No space left"):
         new("zhen", "dataset", tmp_path)
     assert not list(tmp_path.iterdir())
-
-
-def test_the_trainer_trains_in_two_processes(tmp_path: Path) -> None:
-    folder = new("zhen", "trainer", tmp_path)
-    info = folder / "zhen-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: zhen\nVersion: 1.0\n")
-    (info / "entry_points.txt").write_text("[medframe]\nmedframe_zhen = medframe_zhen\n")
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")])}
-    settings = ["processes=2", "out=run", "trainer.max_steps=6", "trainer.save_steps=3", "trainer.logging_steps=1"]
-    line = [sys.executable, "-m", "medframe", "run", "recipe.yaml", *settings]
-    ended = subprocess.run(line, cwd=folder, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    manifest = json.loads((folder / "run" / "manifest.json").read_text("utf-8"))
-    assert (manifest["state"], manifest["processes"], manifest["result"]["steps"]) == ("finished", 2, 6)
-    before, after = manifest["result"]["held_out_loss"]
-    assert after < before

@@ -111,13 +111,17 @@ def test_generated_recipes_run(site: Site, tmp_path: Path) -> None:
         folder.mkdir()
         shutil.copy(site.plugins / f"my-{kind}" / "recipe.yaml", folder)
         assert "weights: ???" in site.run("medframe", "run", "recipe.yaml", "profile=full", "--print", cwd=folder)
-        site.run("medframe", "run", "recipe.yaml", "compare=0", cwd=folder)
+        processes = 2 if kind == "trainer" else 1
+        site.run("medframe", "run", "recipe.yaml", "compare=0", f"processes={processes}", cwd=folder)
         return folder / "runs" / f"my-{kind}"
 
     with ThreadPoolExecutor(2) as pool:
         for kind, out in zip(KINDS, pool.map(trained, KINDS), strict=True):
             manifest = json.loads((out / "manifest.json").read_text("utf-8"))
-            assert manifest["state"] == "finished"
+            assert (manifest["state"], manifest["processes"]) == ("finished", 2 if kind == "trainer" else 1)
+            if kind == "trainer":
+                before, after = manifest["result"]["held_out_loss"]
+                assert after < before
             section = "data.consult" if kind == "dataset" else kind
             assert manifest["plugins"][section]["distribution"] == f"my-{kind}"
 
