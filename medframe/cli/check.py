@@ -108,7 +108,8 @@ def _show_forecast(told: dict[str, Any]) -> None:
         click.echo(f"    {device['name']:8} {device['fits']:34}{hours}")
     for change in told["changes"]:
         overrides = " ".join(change["overrides"])
-        click.echo(f"  fits {told['on']} with {overrides}: {_gb(change['total'])}, {_hours(change['hours'])}")
+        time = "time unknown" if change["hours"] is None else _hours(change["hours"])
+        click.echo(f"  fits {told['on']} with {overrides}: {_gb(change['total'])}, {time}")
 
 
 def _gb(count: float) -> str:

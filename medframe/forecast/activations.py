@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from medframe.attention import quicken
+from medframe.attention import SHORT, quicken
 from medframe.footprint import Footprint
 from medframe.live import Live
 
@@ -45,14 +45,15 @@ class Activations:
 
 
 def activations(
-    model: PreTrainedModel, footprint: Callable[[Any], Footprint | None], kind: Kind, longest: int
+    model: PreTrainedModel, footprint: Callable[[Any], Footprint | None], kind: Kind, longest: int, gpu: bool
 ) -> Activations | None:
     """Of this model, of which only class and configuration are looked at; None where it cannot be made narrow.
 
     Widths are divided by one number, models of two and four layers run forward and backward with one and two rows of
     the `longest` sample, or packs of as many and one more, and what lives at a time is counted tensor by tensor.
     """
-    length = min(longest, _LONGEST)
+    # A GPU keeps no scores of short samples either.
+    length = min(max(longest, SHORT + 1) if gpu and kind == "packed" else longest, _LONGEST)
     batches = [_batch(kind, rows, length) for rows in (1, 2)]
     try:
         by = _divisor(model.config.get_text_config())

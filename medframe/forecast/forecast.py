@@ -50,6 +50,7 @@ class Forecast:
         """`loads` are those of the micro-batches of an epoch."""
         self._recipe, self._train, self._footprint = recipe, train, footprint
         self._loads = loads
+        self._measured: dict[bool, Activations | None] = {}
         self._config = footprint.model.config.get_text_config()
         self._elements = _elements(footprint, sum(p.numel() for p in shapes(recipe.backbone).parameters()))
 
@@ -82,12 +83,17 @@ class Forecast:
         """In which matrix products are computed."""
         return self._footprint.computes or self._elements.precision
 
-    @cached_property
-    def _activations(self) -> Activations | None:
+    def _activations(self, gpu: bool) -> Activations | None:
+        if gpu in self._measured:
+            return self._measured[gpu]
         recipe, train = self._recipe, self._train
         longest = (recipe.batching.length or 512) if train.kind == "blocks" else train.longest()[0]
         model = shapes(recipe.backbone)
-        return activations(model, lambda made: recipe.trainer.footprint(made, recipe.backbone), train.kind, longest)
+
+        def footprint(made: Any) -> Footprint | None:
+            return recipe.trainer.footprint(made, recipe.backbone)
+
+        return self._measured.setdefault(gpu, activations(model, footprint, train.kind, longest, gpu))
 
     @property
     def largest(self) -> Load:
@@ -96,13 +102,13 @@ class Forecast:
 
     def memory(self, processes: int, load: Load | None = None, gpu: bool = False) -> Memory | None:
         """Of each device, for a micro-batch such as this, else the largest; None where the model cannot be measured."""
-        if self._activations is None:
+        kept, layers = self._activations(gpu), self._config.num_hidden_layers
+        if kept is None:
             return None
         load, made, counted = load or self.largest, self._footprint, self._elements
         parts = self._parts(processes)
         weights, adapter, optimizer = self._held(processes)
         gradients = counted.gradients / parts["gradients"]
-        kept, layers = self._activations, self._config.num_hidden_layers
         below = counted.cast + (layers - 1) * kept.layer(load.slots)
         first, head = kept.first(load.slots), made.head(int(load.supervised), gpu)
         step = 4 * counted.trained if gpu and made.at_once else 8 * counted.largest
@@ -171,9 +177,12 @@ class Forecast:
         return forward.of(load) + backward.of(load) + (again if spent and self._footprint.checkpointing else 0)
 
     def hours(self, device: Device, processes: int) -> float | None:
-        """On so many devices, at the assumed share of their peak; without held-out losses and checkpoints."""
+        """On so many devices, at the assumed share of their peak; without held-out losses and checkpoints.
+
+        None also where something is offloaded: what it takes to fetch it is not known.
+        """
         operations = self.operations(processes, spent=True)
-        if operations is None:
+        if operations is None or self._footprint.offloaded:
             return None
         return operations / (device.operations(self.precision) * REACHED * processes) / 3600
 

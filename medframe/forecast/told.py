@@ -55,7 +55,10 @@ def _on(device: Device, told: Forecast, recipe: Recipe) -> dict[str, Any]:
         "memory": device.memory,
         "times": times,
         "fits": _words(times, told),
-        "hours": {count: told.hours(device, count) if told.fits(device, count) else None for count in _COUNTS},
+        "hours": {
+            count: told.hours(device, count) if told.fits(device, count) else None
+            for count in ((1,) if device.name == "cpu" else _COUNTS)
+        },
     }
 
 
