@@ -17,6 +17,7 @@ from medframe.errors import (
     SaveError,
     Terminated,
 )
+from medframe.footprint import Footprint
 from medframe.hooks import hookimpl
 from medframe.prompt import Control, PromptFormat, Span, Text
 from medframe.trainer import Job, Trainer
@@ -34,6 +35,7 @@ __all__ = [
     "DataError",
     "DatasetSource",
     "Dtype",
+    "Footprint",
     "Job",
     "MedframeError",
     "PluginError",

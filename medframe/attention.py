@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 NAME = "medframe"
 """The attention implementation's name in transformers."""
-_SHORT = 256
+SHORT = 256
 """Tokens up to which a CPU is quicker by plain products, three times at 100, than by torch's flash attention."""
 _TOLERANCE = 1e-4
 _last: tuple[torch.Tensor | None, list[int]] = (None, [])
@@ -134,7 +134,7 @@ def by_sample(
     for q, k, v in zip(query.split(lengths, 2), key.split(lengths, 2), value.split(lengths, 2), strict=True):
         length = q.shape[2]
         own = None if bias is None else bias[..., :length, :length]
-        if plain and length <= _SHORT:
+        if plain and length <= SHORT:
             attended.append(_by_products(q, k, v, own, scale))
             continue
         causal = own is None

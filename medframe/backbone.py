@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
+
+from medframe.errors import BackboneError
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+RANDOM = "random:"
+"""What `weights` begins with where they are random, before a published size, a directory or a hub id."""
 
 
 @dataclass(kw_only=True)
@@ -18,7 +23,10 @@ class Backbone(ABC):
     """A base model. Everything that a trainer or a chat needs to know of an architecture is here."""
 
     weights: str = "tiny"
-    """Directory, hub id OWNER/NAME[@REVISION], or `tiny`: a small model of the same architecture, made on the spot."""
+    """Directory, hub id OWNER/NAME[@REVISION], `tiny` (a small model made on the spot), or, to measure with,
+
+    random:SIZE, random:DIRECTORY, random:OWNER/NAME: a model of full size whose weights are random.
+    """
     tokenizer: str | None = None
     """Directory or hub id of the tokenizer, where it is not the weights'."""
     adapters: list[str] = field(default_factory=list)
@@ -52,8 +60,15 @@ class Backbone(ABC):
     def make_tiny_weights(self, directory: Path) -> None:
         """Write config.json and the weights of the tiny model there, the same bytes on every machine."""
 
+    def sizes(self) -> Mapping[str, Mapping[str, Any]]:
+        """What config.json says of each published model that `weights: random:NAME` can stand for, by its name."""
+        return {}
+
     def directory(self, small: bool = False) -> Path:
-        """The local directory of the weights, else BackboneError. Of a hub model, `small` fetches no weights."""
+        """The local directory of the weights, else BackboneError. Of a hub model, `small` fetches no weights.
+
+        Of random weights it holds config.json alone.
+        """
         from medframe import cache
         from medframe.weights import locate
 
@@ -63,6 +78,8 @@ class Backbone(ABC):
 
         if self.weights == "tiny":
             return cache.made(f"tiny/{self._tiny_name()}", make)
+        if self.is_random:
+            return self._random_directory()
         return locate(self.weights, small=small)
 
     def tokenizer_directory(self) -> Path:
@@ -75,9 +92,9 @@ class Backbone(ABC):
         for adapter in reversed(self.adapters):
             if (found := locate(adapter, "adapters")) and (found / "tokenizer_config.json").is_file():
                 return found
-        if self.weights == "tiny":
+        if self.weights == "tiny" or self._size() is not None:
             return cache.made(f"tiny/{self._tiny_name()}-tokenizer", self.make_tiny_tokenizer)
-        return locate(self.weights, small=True)
+        return self.directory(small=True)
 
     def adapter_directories(self) -> list[Path]:
         """The local directories of the adapters, in order; BackboneError for one that is not there."""
@@ -95,12 +112,57 @@ class Backbone(ABC):
         """The model of this transformers class from `directory()`, with the adapters merged; else BackboneError.
 
         Vocabularies are compared before a tensor is read. A `config` stands in for the directory's own, where fields
-        of the recipe change it.
+        of the recipe change it. Within `torch.device("meta")` nothing is read: the model has shapes alone.
         """
-        from medframe import vocabulary, weights
+        import torch
 
+        from medframe import random_weights, vocabulary, weights
+
+        if torch.get_default_device().type == "meta":
+            config = config or self.load_config()
+            config.get_text_config().vocab_size = vocabulary.rows(self)
+            return random_weights.empty(cls, config, self.dtype)
         vocabulary.check(self)
-        return weights.merge(weights.load(cls, self.directory(), self.dtype, config), self.adapters)
+        if self.is_random:
+            model = random_weights.filled(cls, config or self.load_config(), self.dtype)
+        else:
+            model = weights.load(cls, self.directory(), self.dtype, config)
+        return weights.merge(model, self.adapters)
+
+    @property
+    def is_random(self) -> bool:
+        """Whether the weights are random, and the model is one to measure with."""
+        return self.weights.startswith(RANDOM)
+
+    def _size(self) -> Mapping[str, Any] | None:
+        """What config.json says where the weights are of a published size, made random."""
+        return self.sizes().get(self.weights.removeprefix(RANDOM)) if self.is_random else None
+
+    def _random_directory(self) -> Path:
+        """A directory that holds the configuration of the random model; BackboneError for one that is not known."""
+        import hashlib
+        import json
+
+        from medframe import cache
+        from medframe.weights import locate
+
+        name, size = self.weights.removeprefix(RANDOM), self._size()
+        if size is not None:
+            content = json.dumps(size, indent=2)
+            digest = hashlib.sha256(content.encode()).hexdigest()[:16]
+
+            def write(folder: Path) -> None:
+                (folder / "config.json").write_text(content + "\n", "utf-8")
+
+            return cache.made(f"random/{type(self).__qualname__.lower()}-{name}-{digest}", write)
+        try:
+            return locate(name, small=True)
+        except BackboneError as error:
+            known = ", ".join(self.sizes()) or "none"
+            raise BackboneError(
+                f"backbone.weights: random:{name}: {type(self).__qualname__} knows the sizes {known}; else give a "
+                f"directory or a hub model whose config.json to take ({error.args[0].partition(': ')[2]})"
+            ) from error
 
     def _tiny_name(self) -> str:
         import hashlib
@@ -113,3 +175,11 @@ class Backbone(ABC):
             assert spec is not None and spec.origin is not None
             content.update(Path(spec.origin).read_bytes())
         return f"{type(self).__qualname__.lower()}-{content.hexdigest()[:16]}"
+
+
+def shapes(backbone: Backbone) -> PreTrainedModel:
+    """The backbone's model on the meta device, adapters merged: names, shapes and precisions, no weights."""
+    import torch
+
+    with torch.device("meta"):
+        return backbone.load_model()

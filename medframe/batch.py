@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from medframe.dataset import Where
+    from medframe.flops import Load
     from medframe.store import Examples
 
     MicroBatch = dict[str, torch.Tensor]
@@ -82,6 +83,8 @@ class Batches:
         self.kind: Kind = "packed" if batching.kind == "auto" else batching.kind
         self.reason: str | None = None
         """Why `auto` pads, where it does."""
+        self.seen: Callable[[MicroBatch], None] | None = None
+        """Told of every micro-batch that is built in this process."""
         if self.kind == "packed":
             self._check_lengths()
         if self.kind == "blocks" and any(selection.weight != 1 for selection in selections):
@@ -242,7 +245,26 @@ class Epoch(Sequence["MicroBatch"]):
         if isinstance(index, slice):
             return Epoch(self._batches, self._plan[index])
         samples = [self._arrays(item) for item in self._plan[index]]
-        return packed(samples) if self._batches.kind == "packed" else padded(samples, self._batches.pad)
+        batch = packed(samples) if self._batches.kind == "packed" else padded(samples, self._batches.pad)
+        if self._batches.seen:
+            self._batches.seen(batch)
+        return batch
+
+    def loads(self) -> list[Load]:
+        """What each micro-batch asks for, told from the lengths alone; of blocks, each is built."""
+        from medframe.flops import Load, load_of
+
+        if self._batches.kind == "blocks":
+            return [load_of(batch) for batch in self]
+        stores = [selection.examples for selection in self._batches.selections]
+        found = []
+        for items in self._plan:
+            lengths = [int(stores[which].lengths[i]) for which, i in items]
+            tokens = sum(lengths)
+            slots = tokens if self._batches.kind == "packed" else max(lengths) * len(lengths)
+            supervised = sum(int(stores[which].supervised[i]) for which, i in items)
+            found.append(Load(tokens, slots, supervised, sum(n * (n + 1) // 2 for n in lengths)))
+        return found
 
     def where(self, index: int) -> list[Where]:
         """The rows that a packed or padded micro-batch is made of."""

@@ -38,10 +38,15 @@ class Report:
     """In the first epoch."""
     steps: int | None = None
     processes: int = 1
+    forecast: dict[str, Any] | None = None
+    """Memory, operations and hours, as `foretold` has them; None where the trainer does not tell what it holds."""
 
 
-def check(composed: Composed, open_ended: bool = False) -> Report:
-    """Read everything that the recipe names but the weights. With `open_ended`, a `???` is no problem."""
+def check(composed: Composed, open_ended: bool = False, device: str | None = None) -> Report:
+    """Read everything that the recipe names but the weights. With `open_ended`, a `???` is no problem.
+
+    The forecast is for the `device` of this name, else for those that there are.
+    """
     report = Report(composed.profile)
     try:
         recipe = build(composed, require_all=not open_ended)
@@ -55,8 +60,9 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     _note(report, lambda: check_free(recipe.out, resume=False, overwrite=False))
     # A tiny model would be made, a hub model fetched: neither is looked at here.
     weights = recipe.backbone.weights
-    local = Path(weights).is_dir()
-    if local:
+    if recipe.backbone.is_random:
+        report.notes.append(f"{weights} is there to measure with: medframe bench trains it, medframe run does not")
+    if Path(weights).is_dir() or recipe.backbone.is_random:
         _note(report, lambda: vocabulary.check(recipe.backbone))
         _note(report, lambda: manifest.check_adapters(recipe.backbone))
     elif weights != "tiny" and not re.fullmatch(hub.ID, weights):
@@ -77,6 +83,10 @@ def check(composed: Composed, open_ended: bool = False) -> Report:
     if weights != "tiny":
         _note(report, lambda: check_context(recipe, prepared))
     _measure(report, recipe, prepared)
+    if not report.problems:
+        from medframe.forecast.told import foretold
+
+        report.forecast = foretold(composed, recipe, prepared.train, device)
     return report
 
 

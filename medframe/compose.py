@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
@@ -79,6 +80,14 @@ def compose(recipe: Path, overrides: Sequence[str] = ()) -> Composed:
     for layer in layers:
         config = _merge(config, layer)
     return Composed(config, tuple(layers), profile, typed)
+
+
+def changed(composed: Composed, overrides: Sequence[str]) -> Composed:
+    """The composed recipe with more `key=value` overrides on top."""
+    typed = dict(_split(override) for override in overrides)
+    layer = Layer(_nested(typed), Path.cwd())
+    config = _merge(copy.deepcopy(composed.config), layer)
+    return Composed(config, (*composed.layers, layer), composed.profile, {**composed.overrides, **typed})
 
 
 def _layers(file: Path, profile: str | None, including: tuple[Path, ...]) -> Iterator[Layer]:

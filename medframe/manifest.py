@@ -70,7 +70,7 @@ def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         },
         "libraries": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "tokenizers")},
         "python": platform.python_version(),
-        "machine": _machine(),
+        "machine": machine(),
         "commit": _commit(),
     }
 
@@ -99,6 +99,8 @@ def base(backbone: Backbone) -> dict[str, Any]:
 
 def check_adapters(backbone: Backbone) -> None:
     """RunError for an adapter that a run trained on something else than what it is applied to here."""
+    if backbone.is_random:
+        return  # no adapter was trained on it
     for number, directory in enumerate(backbone.adapter_directories()):
         try:
             trained_on = json.loads((directory.parent / "manifest.json").read_text("utf-8"))["base"]
@@ -218,7 +220,8 @@ def _data(source: Source) -> dict[str, Any]:
     }
 
 
-def _machine() -> str:
+def machine() -> str:
+    """What this process computes on, in words."""
     import torch
 
     if torch.cuda.is_available():

@@ -14,7 +14,7 @@ from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from medframe import hub
-from medframe.backbone import Backbone
+from medframe.backbone import RANDOM, Backbone
 from medframe.batch import Batching
 from medframe.compose import Composed
 from medframe.encode import Limits
@@ -310,6 +310,8 @@ class _Builder:
             return value
         if "://" in value:
             return value
+        if hub_ids and value.startswith(RANDOM):
+            return f"{RANDOM}{self._rooted(key, value.removeprefix(RANDOM), hub_ids)}"
         origin = self.composed.origin(key)
         path = (origin.base if origin else Path.cwd()) / Path(value).expanduser()
         word = r"\w[\w-]*(:[\w.-]+)?" + (f"|{hub.ID}" if hub_ids else "")

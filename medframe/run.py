@@ -66,6 +66,11 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
 
 def _run(recipe: Recipe, say: Say, resume: bool, overwrite: bool) -> None:
     out, world = recipe.out, worlds.current()
+    if recipe.backbone.is_random:
+        raise RunError(
+            f"backbone.weights: {recipe.backbone.weights} is there to measure with (medframe bench, medframe check): "
+            "nothing is learnt from random weights of this size; name real ones, or tiny"
+        )
     if world.rank == 0:
         check_free(out, resume, overwrite)
     _check_apart(recipe)

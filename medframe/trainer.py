@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, ClassVar, Protocol
 
 from medframe import world as worlds
 from medframe.backbone import Backbone
+from medframe.footprint import Footprint
 from medframe.prompt import PromptFormat
 from medframe.saving import saving
 
@@ -108,6 +109,13 @@ class Trainer(ABC):
 
     def steps(self, train: Batches, world: int = 1) -> int | None:
         """Optimizer steps that `fit` takes in `world` processes; None where the trainer cannot tell beforehand."""
+        return None
+
+    def footprint(self, model: PreTrainedModel, backbone: Backbone) -> Footprint | None:
+        """What `fit` holds of the backbone's `model`, which is on the meta device and may be changed.
+
+        None where the trainer does not say: its memory and its operations are not foretold.
+        """
         return None
 
     @abstractmethod

@@ -57,6 +57,13 @@ def check(backbone: Backbone) -> None:
         )
 
 
+def rows(backbone: Backbone) -> int:
+    """Rows of the embeddings once the adapters are merged, read from headers alone."""
+    brought = (embedding_rows(directory) for directory in backbone.adapter_directories())
+    own: int = backbone.load_config().get_text_config().vocab_size
+    return max((count for count in brought if count is not None), default=own)
+
+
 def _needed(tokenizer: PreTrainedTokenizerBase) -> int:
     """Rows that its tokens need, less control tokens that no text training writes, such as Gemma's for pictures."""
     named = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id}

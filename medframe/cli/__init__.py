@@ -18,6 +18,7 @@ from medframe import worker, world
 VERBS = {
     "run": "run",
     "check": "check",
+    "bench": "bench",
     "preview": "preview",
     "chat": "chat",
     "report": "report",

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from medframe import Backbone, BackboneError
 
@@ -75,6 +76,11 @@ class Bloom(Backbone):
             model.generation_config.pad_token_id = _TOKENS["<pad>"]
         return model
 
+    def sizes(self) -> Mapping[str, Mapping[str, Any]]:
+        from medframe_backbones.sizes import bloom
+
+        return bloom()
+
     def make_tiny_tokenizer(self, directory: Path) -> None:
         from medframe_backbones.tiny_bloom import tokenizer_files
 
@@ -99,6 +105,11 @@ class Huozi(Bloom):
 
     additional: ClassVar[tuple[str, ...]] = ("<|beginofutterance|>", "<|endofutterance|>", "<|endoftext|>")
     context: ClassVar[int | None] = 2048
+
+    def sizes(self) -> Mapping[str, Mapping[str, Any]]:
+        from medframe_backbones.sizes import huozi
+
+        return huozi()
 
 
 def _check_class(directory: Path) -> None:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from medframe import Backbone, BackboneError
 
@@ -65,6 +66,11 @@ class Llama(Backbone):
         from transformers import LlamaForCausalLM
 
         return self.read(LlamaForCausalLM)
+
+    def sizes(self) -> Mapping[str, Mapping[str, Any]]:
+        from medframe_backbones.sizes import llama
+
+        return llama()
 
     def make_tiny_tokenizer(self, directory: Path) -> None:
         from medframe_backbones.tiny import tokenizer_files

@@ -9,11 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medframe import Job, ProofError, RecipeError
+from medframe import Backbone, Footprint, Job, ProofError, RecipeError
 from medframe_trainers.settings import Settings
 from medframe_trainers.whole import copied
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from medframe_trainers.training import Training
 
 
@@ -40,6 +42,15 @@ class Full(Settings):
         if not re.fullmatch(r"[1-9]\d*[KMG]B", self.max_shard_size):
             raise ValueError(f"max_shard_size must be like 500MB or 5GB, not {self.max_shard_size!r}")
 
+    def footprint(self, model: PreTrainedModel, backbone: Backbone) -> Footprint:
+        from medframe_trainers.footprint import footprint, held
+
+        model = held(self, model, backbone)
+        self._freeze(model)
+        if self.deepspeed is None:
+            self._widen(model)
+        return footprint(self, model, cheaper=("trainer.use=lora",))
+
     def fit(self, job: Job) -> None:
         from medframe_trainers.training import Training
 
@@ -51,11 +62,8 @@ class Full(Settings):
         self._freeze(model)
         # Parameters alone: buffers such as the angles of rotary positions keep the precision they are made in.
         dtypes = {name: parameter.dtype for name, parameter in model.named_parameters()}
-        autocast = self.bf16 or self.fp16
         if self.deepspeed is None:
-            for parameter in model.parameters():
-                if parameter.requires_grad or not autocast:
-                    parameter.data = parameter.data.float()
+            self._widen(model)
         start = _marks(model)
 
         def save(folder: Path) -> None:
@@ -78,6 +86,12 @@ class Full(Settings):
             if job.rank == 0:
                 job.tokenizer.save_pretrained(str(folder))
         job.finish(model)
+
+    def _widen(self, model: Any) -> None:
+        """Have the weights in float32, all of them but those that are frozen and used under autocast."""
+        for parameter in model.parameters():
+            if parameter.requires_grad or not (self.bf16 or self.fp16):
+                parameter.data = parameter.data.float()
 
     def _freeze(self, model: Any) -> None:
         """Leave only the chosen parameters to be trained; RecipeError for a pattern that matches none."""

@@ -107,6 +107,11 @@ def is_right(model: Any, head: Head) -> bool:
     return not abs(own - logits) > 1e-3 * abs(logits)  # what is not a number is found where it came from
 
 
+def rows_at_a_time(gpu: bool, vocabulary: int) -> int:
+    """Rows whose logits are held at a time."""
+    return max(_ROWS, _ELEMENTS // vocabulary) if gpu else _ROWS
+
+
 def projection(layer: nn.Linear) -> torch.Tensor:
     """The matrix that the layer multiplies by: its weight, or what it says that it makes of it."""
     return layer.projection() if hasattr(layer, "projection") else layer.weight  # type: ignore[operator]
@@ -140,7 +145,7 @@ class LinearCrossEntropy(torch.autograd.Function):
         of_weight = torch.zeros_like(weight, dtype=torch.float32) if wanted[1] else None
         of_bias = torch.zeros_like(weight[:, 0], dtype=torch.float32) if wanted[2] else None
         # The same memory for all rows: to take it anew would cost more than to compute in it.
-        step = _ROWS if hidden.device.type == "cpu" else max(_ROWS, _ELEMENTS // len(weight))
+        step = rows_at_a_time(hidden.device.type != "cpu", len(weight))
         low = hidden.new_empty(min(step, len(hidden)), len(weight))
         logits = low if low.dtype == torch.float32 else torch.empty_like(low, dtype=torch.float32)
         shares = torch.empty_like(logits)

@@ -9,11 +9,13 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from medframe import Job, ProofError, RecipeError
+from medframe import Backbone, Footprint, Job, ProofError, RecipeError
 from medframe_trainers.settings import Settings
 from medframe_trainers.whole import whole
 
 if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
     from medframe_trainers.training import Training
 
 
@@ -42,6 +44,11 @@ class Lora(Settings):
             raise ValueError(f"dropout must be at least 0 and below 1, not {self.dropout}")
         if self.targets == []:
             raise ValueError("targets is empty: name modules, or give null for the backbone's own choice")
+
+    def footprint(self, model: PreTrainedModel, backbone: Backbone) -> Footprint:
+        from medframe_trainers.footprint import footprint, held
+
+        return footprint(self, self._adapted(held(self, model, backbone), backbone.lora_targets))
 
     def fit(self, job: Job) -> None:
         from medframe_trainers.training import Training

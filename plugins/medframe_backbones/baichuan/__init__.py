@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -72,6 +73,11 @@ class Baichuan(Backbone):
             for adapter in self.adapter_directories():
                 _check_head(adapter / "adapter_config.json")
         return self.read(BaichuanForCausalLM, config)
+
+    def sizes(self) -> Mapping[str, Mapping[str, Any]]:
+        from medframe_backbones.sizes import baichuan
+
+        return baichuan(self.positions, self.head)
 
     def make_tiny_tokenizer(self, directory: Path) -> None:
         from medframe_backbones.baichuan.tiny import tokenizer_files

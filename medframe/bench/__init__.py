@@ -1,0 +1,1 @@
+"""How fast a recipe trains here, and in how much memory: some steps of it, for real."""
