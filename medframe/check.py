@@ -39,7 +39,10 @@ class Report:
     steps: int | None = None
     processes: int = 1
     forecast: dict[str, Any] | None = None
-    """Memory, operations and hours, as `foretold` has them; None where the trainer does not tell what it holds."""
+    """Memory, operations and hours, as `foretold` has them; None where the trainer does not tell what it holds,
+
+    and for a tiny model unless a device is named.
+    """
 
 
 def check(composed: Composed, open_ended: bool = False, device: str | None = None) -> Report:
@@ -83,10 +86,13 @@ def check(composed: Composed, open_ended: bool = False, device: str | None = Non
     if weights != "tiny":
         _note(report, lambda: check_context(recipe, prepared))
     _measure(report, recipe, prepared)
-    if not report.problems:
+    # A tiny model, which would have to be made, fits anywhere.
+    if not report.problems and (weights != "tiny" or device):
         from medframe.forecast.told import foretold
 
         report.forecast = foretold(composed, recipe, prepared.train, device)
+        if report.forecast is None:
+            report.notes.append("memory and time are unknown: the trainer does not tell what it holds")
     return report
 
 

@@ -69,7 +69,7 @@ def test_two_variants_are_measured_in_turn(medframe: Medframe, recipe: Path, con
     assert 4 * 14 <= padded["tokens_per_step"] <= 4 * 20
     assert 140 <= packed["tokens_per_step"] <= 160
     for chosen, found in (("{kind: packed, tokens: 160}", packed), ("{kind: padded, rows: 4}", padded)):
-        report = json.loads(medframe("check", recipe, f"batching={chosen}", "--json").out)
+        report = json.loads(medframe("check", recipe, f"batching={chosen}", "--device", "cpu", "--json").out)
         assert report["forecast"]["memory"]["total"] == pytest.approx(found["tensors"], rel=0.15)
         # Of equal steps, a step takes its share of what the whole training takes.
         share = report["forecast"]["operations"] / report["steps"]

@@ -148,6 +148,8 @@ def test_check_shows_the_forecast(medframe: Medframe, recipe: Path) -> None:
     assert "    4090     does not fit" in ended.out
     assert "fits 4090 with trainer.use=lora: " in ended.out
     assert medframe("check", recipe, "--device", "b300").code == 2
+    ended = medframe("check", recipe, "--device", "cpu")
+    assert "    cpu      fits, up to batching.tokens=" in ended.out
 
 
 def test_what_a_trainer_does_not_tell_is_unknown(medframe: Medframe, recipe: Path, distribution: Distribution) -> None:
@@ -165,6 +167,6 @@ def trainers():
     return {"silent": Silent}
 """
     distribution("silent", {"silent_plugin": source}, ["silent_plugin"])
-    ended = medframe("check", recipe, "trainer={use: silent}")
+    ended = medframe("check", recipe, SEVEN, "trainer={use: silent}")
     assert ended.code == 0
-    assert "memory and time unknown: the trainer does not tell what it holds" in ended.out
+    assert "memory and time are unknown: the trainer does not tell what it holds" in ended.out

@@ -75,8 +75,6 @@ def _show(report: Report) -> None:
             click.echo(f"  writes {line}")
     if report.forecast:
         _show_forecast(report.forecast)
-    elif report.tokens and not report.problems:
-        click.echo("  memory and time unknown: the trainer does not tell what it holds")
     for note in report.notes:
         click.secho(f"  note: {note.removeprefix('WARNING ')}", fg="yellow")
     if report.to_give:

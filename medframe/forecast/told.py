@@ -27,9 +27,8 @@ def foretold(composed: Composed, recipe: Recipe, train: Batches, named: str | No
     told = forecast(recipe, train)
     if told is None:
         return None
-    chosen = (device(named),) if named else () if recipe.backbone.weights == "tiny" else gpus()
-    gpu = named != "cpu" and bool(chosen)
-    memory = told.memory(recipe.processes, gpu=gpu)
+    chosen = (device(named),) if named else gpus()
+    memory = told.memory(recipe.processes, gpu=named != "cpu")
     found: dict[str, Any] = {
         "memory": None if memory is None else {**asdict(memory), "total": memory.total},
         "operations": told.operations(recipe.processes),
