@@ -16,6 +16,7 @@ from typing import IO, Any
 
 from medframe.bench.variants import Variant
 from medframe.errors import RunError
+from medframe.world import LAUNCH
 
 TURNS = "turns"
 """The socket in a variant's folder at which its rank 0 waits for its turns."""
@@ -68,6 +69,7 @@ class _Running:
             stdin=subprocess.DEVNULL,
             stdout=self._said,
             stderr=self._said,
+            env={name: value for name, value in os.environ.items() if name not in LAUNCH},  # not of a launch around us
             start_new_session=True,  # a Ctrl-C on the terminal comes by way of this process
         )
 
@@ -75,17 +77,18 @@ class _Running:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGTERM)
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            with suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        self._process.wait()
+        # Who waits for a turn hears no signal, but that nobody is there to give one.
         self._listener.close()
         if self._connection:
             self._connection.close()
+        with suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGTERM)
+        try:
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            with suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
 
     def comes(self) -> bool:
         """Wait until it is ready for its first turn; whether it is, or has ended."""
