@@ -15,6 +15,7 @@ from medframe.compose import Composed
 from medframe.dataset import BadRow
 from medframe.errors import MedframeError, RecipeError
 from medframe.ledger import REPEATS, Ledger
+from medframe.lengths import totals
 from medframe.prepare import Prepared, check_context, prepare
 from medframe.recipe import Recipe, build
 from medframe.run import check_free
@@ -104,19 +105,9 @@ def _note(report: Report, act: Callable[[], object]) -> None:
 
 
 def _measure(report: Report, recipe: Recipe, prepared: Prepared) -> None:
-    import numpy as np
-
     train = prepared.train
-    lengths = np.concatenate([s.examples.lengths[s.indices] for s in train.selections])
-    labels = np.concatenate([s.examples.supervised[s.indices] for s in train.selections])
-    report.tokens = {
-        "examples": len(lengths),
-        "tokens": int(lengths.sum()),
-        "supervised": int(labels.sum()),
-        "mean": round(float(lengths.mean()), 1),
-        "median": float(np.median(lengths)),
-        "longest": int(lengths.max()),
-    }
+    told = totals(train)
+    report.tokens = {**told, "mean": round(told["tokens"] / told["examples"], 1)}
     report.micro_batches = len(train.epoch(0))
     report.processes = recipe.processes
     try:

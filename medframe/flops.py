@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from medframe.attention import sample_lengths
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
@@ -43,8 +45,7 @@ def load_of(batch: MicroBatch) -> Load:
 
     slots = batch["input_ids"].numel()
     if "position_ids" in batch:
-        starts = np.flatnonzero(batch["position_ids"][0].numpy() == 0)
-        lengths = np.diff(starts, append=slots)
+        lengths = np.array(sample_lengths(batch["position_ids"]) or [slots])
     else:
         lengths = batch["attention_mask"].sum(1).numpy()
     return Load(int(lengths.sum()), slots, supervised(batch), int((lengths * (lengths + 1) // 2).sum()))

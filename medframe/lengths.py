@@ -12,8 +12,22 @@ BINS = 256
 """Most bins of a source; their width is a power of two, so that those of two runs can be laid over each other."""
 
 
+def totals(train: Batches) -> dict[str, Any]:
+    """Examples, tokens, supervised tokens, median and longest length, each example counted once whatever its weight."""
+    import numpy as np
+
+    together = np.concatenate([s.examples.lengths[s.indices] for s in train.selections])
+    return {
+        "examples": len(together),
+        "tokens": int(together.sum()),
+        "supervised": sum(int(s.examples.supervised[s.indices].sum()) for s in train.selections),
+        "median": float(np.median(together)),
+        "longest": int(together.max()),
+    }
+
+
 def lengths(names: Sequence[str], train: Batches) -> dict[str, Any]:
-    """The training examples, each counted once whatever its weight, as written to ledger.json under `training`.
+    """`totals` and the lengths of the training examples, as written to ledger.json under `training`.
 
     `names` are those of the sources, in the order of the selections. `sources` holds, by name, the examples of each
     bin by the length in tokens at which the bin begins; it ends `width` tokens later.
@@ -21,16 +35,11 @@ def lengths(names: Sequence[str], train: Batches) -> dict[str, Any]:
     import numpy as np
 
     tokens = [selection.examples.lengths[selection.indices] for selection in train.selections]
-    together = np.concatenate(tokens)
-    width = 1
-    while together.max() // width >= BINS:
+    told, width = totals(train), 1
+    while told["longest"] // width >= BINS:
         width *= 2
     return {
-        "examples": len(together),
-        "tokens": int(together.sum()),
-        "supervised": sum(int(s.examples.supervised[s.indices].sum()) for s in train.selections),
-        "median": float(np.median(together)),
-        "longest": int(together.max()),
+        **told,
         "width": width,
         "sources": {
             name: {str(int(b) * width): int(n) for b, n in enumerate(np.bincount(each // width)) if n}

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar, Protocol
 
+from medframe import checkpoints as kept
 from medframe import world as worlds
 from medframe.backbone import Backbone
 from medframe.footprint import Footprint
@@ -73,6 +74,15 @@ class Job:
         disk refuses a write.
         """
         return saving(self.out / name)
+
+    @property
+    def begun_at(self) -> int:
+        """Optimizer steps that were taken before `resume` was saved; 0 for a run that begins."""
+        return kept.step(self.resume) if self.resume else 0
+
+    def checkpoints(self) -> list[Path]:
+        """Every checkpoint of the run, the oldest first."""
+        return kept.checkpoints(self.out)
 
     def progress(self, step: int) -> None:
         """Say that this process gets on, `step` optimizer steps being done.

@@ -108,11 +108,11 @@ class Clock:
         self.float32 = "highest"
         """How torch was set to multiply float32 while it trained."""
         self.loading = 0
+        """The most that was held until the model was loaded and proven."""
         self.peak = 0
         self.tensors: int | None = None
         """The most that tensors took in one further step."""
         self._live: Live | None = None
-        """The most that was held until the model was loaded and proven."""
         if turns:
             self._turns = socket.socket(socket.AF_UNIX)
             self._turns.connect(str(turns))

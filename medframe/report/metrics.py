@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -100,9 +99,3 @@ def points(series: Series, most: int) -> list[Point]:
         values = [value for _, value in part]
         found.append(Point(part[0][0], part[-1][0], math.fsum(values) / len(values), min(values), max(values)))
     return found
-
-
-def median(values: Sequence[float]) -> float | None:
-    """The middle value; None of none."""
-    ordered = sorted(values)
-    return ordered[len(ordered) // 2] if ordered else None

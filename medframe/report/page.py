@@ -8,13 +8,14 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from importlib.resources import files
+from statistics import median_high
 from typing import TYPE_CHECKING, Any
 
 from medframe.report.charts import Chart, lines
 from medframe.report.fates import fates
 from medframe.report.histograms import histogram, shares
 from medframe.report.labels import labels, shorter
-from medframe.report.metrics import Series, median
+from medframe.report.metrics import Series
 from medframe.report.particulars import differences, lead, particulars
 from medframe.report.record import Record
 from medframe.report.remarks import not_alike, remarks
@@ -130,7 +131,7 @@ def _told(record: Record) -> dict[str, Any]:
         "remarks": remarks(record),
         "particulars": particulars(record),
         "recipe": cut(record.recipe_text, 20_000),
-        "rate": median(rates),
+        "rate": median_high(rates) if rates else None,
         "last_loss": loss[-1][1] if loss else None,
         "ledgers": ledgers,
         "sampled": _sampled(record),

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, ClassVar
 
 import pytest
 
+from medframe.checkpoints import checkpoints
+from medframe.checkpoints import step as step_of
 from medframe.plugins import Kind
 from medframe.testing.component import ComponentContract
 from medframe.trainer import Job, Trainer
@@ -97,12 +99,12 @@ class TrainerContract(ComponentContract):
         again = tmp_path_factory.mktemp("interrupted")
         with _interruptible(), suppress(KeyboardInterrupt):
             self._fit(recipe, again, None)
-        checkpoint = _checkpoint(again)
+        checkpoint = next(reversed(checkpoints(again)), None)
         assert checkpoint is not None, "no checkpoint in checkpoints/: choose other `fields`, or say resumes = False"
         ended = (again / "adapter").is_dir() or (again / "model").is_dir()
         assert not ended, "no log came between the first checkpoint and the end: choose other `fields`"
         steps = self._fit(recipe, again, checkpoint)
-        assert all(step > _step(checkpoint) for step in steps), (
+        assert all(step > step_of(checkpoint) for step in steps), (
             f"{checkpoint.name} is not gone on from: its steps are {steps}"
         )
         straight, resumed = _trained(recipe, recipe.out), _trained(recipe, again)
@@ -145,7 +147,7 @@ class TrainerContract(ComponentContract):
         def log(step: int, of: int, values: Mapping[str, float]) -> None:
             if "loss" in values:
                 steps.append(step)
-            if resume is None and _checkpoint(out):
+            if resume is None and checkpoints(out):
                 signal.raise_signal(signal.SIGINT)
 
         prepared = prepare(recipe)
@@ -180,16 +182,6 @@ def _trained(recipe: Recipe, out: Path) -> dict[str, torch.Tensor]:
     from medframe.trained import trained
 
     return trained(recipe.backbone, out).load_model().state_dict()
-
-
-def _checkpoint(out: Path) -> Path | None:
-    """The newest checkpoint there."""
-    found = [path for path in (out / "checkpoints").glob("checkpoint-*") if path.name.rpartition("-")[2].isdigit()]
-    return max(found, key=_step, default=None)
-
-
-def _step(checkpoint: Path) -> int:
-    return int(checkpoint.name.rpartition("-")[2])
 
 
 @contextmanager

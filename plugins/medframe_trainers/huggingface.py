@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import re
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -72,7 +71,7 @@ class MicroBatchTrainer(Trainer):
         self._norm: torch.Tensor | None = None
         self._rate = 0.0
         """The learning rate of the step that is being taken."""
-        self._ended = job.resume and step_of(job.resume)
+        self._ended = job.begun_at if job.resume else None
         """The last step that `_end_step` looked at."""
         self._since, self._supervised, self._tokens = time.perf_counter(), 0, 0.0
         # The losses since the last logged step. The Trainer's own sum does not survive a resume.
@@ -277,8 +276,7 @@ class MicroBatchTrainer(Trainer):
                 }
                 (folder / _WINDOW).write_text(json.dumps(left), "utf-8")
         if self.job.rank == 0:
-            whole = [folder for folder in (self.job.out / "checkpoints").iterdir() if step_of(folder) >= 0]
-            for old in sorted(whole, key=step_of)[: -self.settings.keep]:
+            for old in self.job.checkpoints()[: -self.settings.keep]:
                 shutil.rmtree(old, ignore_errors=True)  # there is one too many: no reason to end the training
 
     def _prove(self, live: Mapping[str, torch.Tensor], file: Path) -> None:
@@ -306,12 +304,6 @@ def window(checkpoint: Path) -> dict[str, Any]:
     """What the checkpoint holds that the Trainer itself would not bring back."""
     found: dict[str, Any] = json.loads((checkpoint / _WINDOW).read_text("utf-8"))
     return found
-
-
-def step_of(checkpoint: Path) -> int:
-    """The optimizer step that a checkpoint folder was saved at; -1 for any other folder."""
-    found = re.fullmatch(r"checkpoint-(\d+)", checkpoint.name)
-    return int(found[1]) if found else -1
 
 
 def _mixed(seed: int, number: int) -> int:

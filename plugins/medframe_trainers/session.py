@@ -55,8 +55,3 @@ def session(settings: Settings, **counts: Any) -> Iterator[dict[str, Any] | None
             # DeepSpeed's own: it forgets the groups that it has made of this one.
             deepspeed.comm.destroy_process_group()
             deepspeed.comm.comm.cdb = None
-
-
-def release(engine: Any) -> None:
-    """Give back the memory of an engine whose training is over: the process goes on to load what was saved."""
-    engine.destroy()

@@ -52,7 +52,7 @@ class TensorBoard(Tracker):
         from torch.utils.tensorboard import SummaryWriter
 
         # Of a killed run, what follows the checkpoint will be trained again.
-        after = int(job.resume.name.rpartition("-")[2]) + 1 if job.resume else None
+        after = job.begun_at + 1 if job.resume else None
         writer: Any = SummaryWriter  # parts of it have no annotations
         self._writer = writer(str(job.out / "tensorboard"), purge_step=after)
         if not job.resume:

@@ -17,7 +17,7 @@ from medframe import Job, RecipeError
 from medframe_trainers import zero
 from medframe_trainers.huggingface import MicroBatchTrainer, window
 from medframe_trainers.precision import quickest
-from medframe_trainers.session import release, session
+from medframe_trainers.session import session
 from medframe_trainers.stream import Stream
 from medframe_trainers.trackers import tracked
 from medframe_trainers.whole import runnable
@@ -137,7 +137,8 @@ class Training:
             # Accelerate leaves autocast around the model's forward; what is saved computes in its own precision.
             trainer.accelerator.unwrap_model(trainer.model_wrapped, keep_fp32_wrapper=False)
         else:
-            self._stack.callback(release, trainer.model_wrapped)
+            engine: Any = trainer.model_wrapped
+            self._stack.callback(engine.destroy)  # the process goes on to load what was saved
 
 
 def _per_step(job: Job, settings: Settings) -> int:
