@@ -7,6 +7,7 @@ ends when the process PARENT does.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -59,5 +60,6 @@ def _answer(model: Any, encoder: Encoder, ids: list[int]) -> str:
 
 
 if __name__ == "__main__":
+    gc.set_threshold(10_000)  # as the command line does
     worker.end_with(int(sys.argv[2]))
     print(json.dumps(main(Path(sys.argv[1]), json.load(sys.stdin))))
