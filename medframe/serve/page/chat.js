@@ -9,10 +9,11 @@ import { List } from "./list.js";
 import { explained } from "./notice.js";
 import { sampling, systemFor } from "./options.js";
 import { Scroller } from "./scroller.js";
-import { formatOf, modelOf, offer } from "./served.js";
+import { formatOf, modelOf, offer, refresh } from "./served.js";
 import { closeSide } from "./side.js";
 import { Speaker } from "./spoken.js";
 import { get, listeners, save } from "./store.js";
+import { tell } from "./toast.js";
 import { turnsOf } from "./turns.js";
 import { say } from "./words.js";
 
@@ -95,19 +96,26 @@ export class Chat {
   }
 
   #ask(text) {
-    if (!modelOf(this.#model.value)) return false;
+    if (!this.#hasModel()) return false;
     const question = add(this.#talk, path(this.#talk).at(-1), { role: "user", text });
     this.#answer(question);
     return true;
   }
 
+  #hasModel() {
+    if (modelOf(this.#model.value)) return true;
+    tell(say("no_models"));
+    return false;
+  }
+
   #edit(turn, text) {
+    if (!this.#hasModel()) return;
     this.#answer(add(this.#talk, before(this.#talk, turn), { role: "user", text }));
   }
 
   #regenerate(answer) {
     const question = before(this.#talk, answer);
-    if (!modelOf(this.#model.value) || this.#asked.has(this.#talk.id)) return;
+    if (this.#asked.has(this.#talk.id) || !this.#hasModel()) return;
     // An answer of which nothing came is not worth an arrow.
     if (!answer.text) drop(this.#talk, answer);
     this.#answer(question);
@@ -137,6 +145,7 @@ export class Chat {
     this.#scroller.toEnd();
     this.#composer.focus();
     await this.#follow(talk, answer, request, control.signal);
+    if (answer.refusal?.kind === "model_gone") await refresh().then(() => this.offerModels(), () => {});
     this.#asked.delete(talk.id);
     if (!get(talk.id)) return;
     save(talk);

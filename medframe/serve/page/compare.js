@@ -8,10 +8,10 @@ import { confirmed } from "./dialog.js";
 import { iconButton, make } from "./element.js";
 import { sampling, systemFor } from "./options.js";
 import { Scroller } from "./scroller.js";
-import { called, modelOf, offer, pair, served } from "./served.js";
+import { called, modelOf, offer, pair, refresh, served } from "./served.js";
 import { speak } from "./spoken.js";
 import { listeners } from "./store.js";
-import { say } from "./words.js";
+import { languageOf, say } from "./words.js";
 
 /** So many comparisons are kept. */
 const KEPT = 50;
@@ -84,6 +84,7 @@ export class Compare {
     );
     this.#asked = null;
     this.#keep();
+    if (round.answers.some(({ refusal }) => refusal?.kind === "model_gone")) await refresh().then(() => this.offerModels(), () => {});
     this.render();
   }
 
@@ -106,7 +107,7 @@ export class Compare {
       make(
         "header",
         {},
-        make("h2", {}, round.question),
+        make("h2", { lang: languageOf(round.question) }, round.question),
         make(
           "div",
           { class: "actions" },
