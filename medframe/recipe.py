@@ -21,7 +21,7 @@ from medframe.decoding import Decoding
 from medframe.encode import Limits
 from medframe.errors import MedframeError, PluginError, RecipeError
 from medframe.fields import fields_of
-from medframe.plugins import FRAME_KEYS, Component, catalog
+from medframe.plugins import FRAME_KEYS, Component, Kind, catalog
 from medframe.prompt import PromptFormat
 from medframe.source import Mix, Source
 from medframe.trainer import Trainer
@@ -125,6 +125,15 @@ def speaker(composed: Composed) -> tuple[Backbone, PromptFormat, Decoding]:
     if builder.problems or decoding is None:
         raise RecipeError(*builder.problems)
     return backbone, prompt, decoding
+
+
+def single(composed: Composed, kind: Kind) -> tuple[Any, Component]:
+    """What the section of this kind alone uses, built, and its row of the catalog; RecipeError as `build`."""
+    builder = _Builder(composed, require_all=True)
+    built = builder._component(kind, kind, composed.config.get(kind))
+    if builder.problems:
+        raise RecipeError(*builder.problems)
+    return built, builder.components[kind]
 
 
 class _Builder:
