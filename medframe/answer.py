@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from medframe.dataset import Turn
-from medframe.decoding import Decoding
+from medframe.decoding import USUAL, Decoding
 from medframe.encode import Encoder
-from medframe.errors import PromptError
 from medframe.tokens import resolve
+
+if TYPE_CHECKING:
+    from medframe.engine.request import Request
 
 
 class Answerer:
@@ -26,47 +29,50 @@ class Answerer:
             config, "model_max_length", None
         )
 
-    def question(self, turns: Sequence[Turn], max_new_tokens: int) -> list[int]:
-        """The ids to answer, the oldest rounds left out where the context would not hold them and the answer.
+    def request(self, turns: Sequence[Turn], decoding: Decoding = USUAL, seed: int | str = 0) -> Request:
+        """What the engine needs to answer the last user turn.
 
-        PromptError when the last question does not fit, or the format cannot lay the turns out.
+        The question has the context less `max_new_tokens`, and at least half of it (as in Baichuan's own chat); the
+        oldest rounds are left out until it fits, and the answer is as long as there is then room. PromptError when the
+        last question does not fit, or the format cannot lay the turns out.
         """
-        if self.context and self.context <= max_new_tokens:
-            raise PromptError(f"{max_new_tokens} new tokens leave no room in the model's context of {self.context}")
-        return self.encoder.question(turns, self.context - max_new_tokens if self.context else None)
+        from medframe.engine.request import Request
 
-    def answer(self, turns: Sequence[Turn], decoding: Decoding = Decoding(), seed: int = 0) -> str:
+        context, longest = self.context, decoding.max_new_tokens
+        ids = self.encoder.question(turns, max(context // 2, context - longest) if context else None)
+        if context and len(ids) + longest > context:
+            decoding = replace(decoding, max_new_tokens=context - len(ids))
+        return Request(ids, decoding, self.ends, self.encoder.tokenizer, seed)
+
+    def answer(self, turns: Sequence[Turn], decoding: Decoding = USUAL, seed: int | str = 0) -> str:
         """The whole answer to the last user turn."""
         return "".join(self.stream(turns, decoding, seed)).strip()
 
     def stream(
-        self, turns: Sequence[Turn], decoding: Decoding = Decoding(), seed: int = 0
+        self, turns: Sequence[Turn], decoding: Decoding = USUAL, seed: int | str = 0
     ) -> Generator[str, None, None]:
-        """The answer piece by piece; PromptError as `question` says. Closing the iterator ends the generation."""
-        yield from self.continued(self.question(turns, decoding.max_new_tokens), decoding, seed)
+        """The answer piece by piece; PromptError as `request` says. Closing the iterator ends the generation."""
+        yield from self.answered(self.request(turns, decoding, seed))
 
-    def continued(
-        self, ids: Sequence[int], decoding: Decoding = Decoding(), seed: int = 0
-    ) -> Generator[str, None, None]:
-        """What the model writes after these ids, piece by piece. By a beam search it comes as one piece."""
+    def continued(self, ids: Sequence[int], decoding: Decoding) -> str:
+        """What the model writes after these ids."""
+        from medframe.engine.request import Request
+
+        return "".join(self.answered(Request(list(ids), decoding, self.ends, self.encoder.tokenizer)))
+
+    def answered(self, request: Request) -> Generator[str, None, None]:
+        """The answer piece by piece; of a beam search, in one."""
         from medframe.engine.beams import searched
         from medframe.engine.engine import Engine
-        from medframe.engine.request import Request
-        from medframe.engine.text import Text
 
-        request = Request(list(ids), decoding, self.ends, seed)
-        text = Text(self.encoder.tokenizer, decoding.stop)
-        if decoding.num_beams > 1:
+        if request.decoding.num_beams > 1:
             searched(self.model, [request])
-            yield text.add(request.tokens) + text.end()
+            yield request.said
             return
-        engine = Engine(self.model)
+        engine, told = Engine(self.model), 0
         engine.add(request)
-        told = 0
-        while not (request.finish or text.stopped):
+        while not request.finish:
             engine.step()
-            if piece := text.add(request.tokens[told:]):
-                yield piece
-            told = len(request.tokens)
-        if rest := text.end():
-            yield rest
+            if len(request.said) > told:
+                yield request.said[told:]
+                told = len(request.said)

@@ -51,7 +51,11 @@ class Decoding:
         return ", ".join([*parts, *(f"{f.name} {getattr(self, f.name)}" for f in fields(self) if self._differs(f))])
 
     def _differs(self, field: Any) -> bool:
-        return field.name == "max_new_tokens" or getattr(self, field.name) != field.default
+        return field.name == "max_new_tokens" or bool(getattr(self, field.name) != field.default)
+
+
+USUAL = Decoding()
+"""Where nothing else is said."""
 
 
 def preset(name: str) -> Decoding:

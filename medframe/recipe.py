@@ -17,6 +17,7 @@ from medframe import hub
 from medframe.backbone import RANDOM, Backbone
 from medframe.batch import Batching
 from medframe.compose import Composed
+from medframe.dataset import DatasetSource
 from medframe.decoding import Decoding
 from medframe.encode import Limits
 from medframe.errors import MedframeError, PluginError, RecipeError
@@ -134,6 +135,12 @@ def single(composed: Composed, kind: Kind) -> tuple[Any, Component]:
     if builder.problems:
         raise RecipeError(*builder.problems)
     return built, builder.components[kind]
+
+
+def dataset(name: str, file: Path) -> DatasetSource:
+    """A data set's component for this file, all else as by default; RecipeError for a name that nobody offers."""
+    cls: type[DatasetSource] = catalog().find("dataset", name).load()
+    return cls(path=str(file))
 
 
 class _Builder:

@@ -11,6 +11,7 @@ from typing import Any
 from medframe import hub, model
 from medframe.backbone import Backbone
 from medframe.compose import compose
+from medframe.decoding import USUAL, Decoding
 from medframe.encode import Encoder
 from medframe.errors import RunError
 from medframe.manifest import check, trained_content
@@ -29,6 +30,8 @@ class Opened:
     backbone: Backbone
     """Of a run: as it was before training."""
     encoder: Encoder
+    decoding: Decoding = USUAL
+    """How it answers unless told otherwise: as its recipe says."""
 
     @property
     def kind(self) -> str:
@@ -63,9 +66,9 @@ def open_run(out: Path, base: Path | None = None, proven: bool = True, prompt: s
     """What lies in `out`; RunError when it has not finished, or when anything it is bound to is not what it was.
 
     `out` is a run, a model directory that `medframe merge` wrote, or any directory of transformers' layout. Only a
-    model that is bound to no format takes `prompt`, the name of one or a section such as `{use: chinese-alpaca, ...}`; with
-    it, `out` may be a model of the hub. `base` is where a run's base model lies now, should it have moved. `proven`
-    False opens a run before its last proof.
+    model that is bound to no format takes `prompt`, the name of one or a section such as `{use: chinese-alpaca, ...}`;
+    with it, `out` may be a model of the hub. `base` is where a run's base model lies now, should it have moved.
+    `proven` False opens a run before its last proof.
     """
     if prompt is not None and not out.exists() and re.fullmatch(hub.ID, out.as_posix()):
         out = locate(out.as_posix())
@@ -91,7 +94,7 @@ def _open_run(out: Path, manifest: dict[str, Any], base: Path | None, proven: bo
     if proven and manifest["state"] != "finished":
         raise RunError(f"{out}: the run has not finished; go on with medframe run RECIPE --resume")
     hub.pin(manifest.get("hub", {}))
-    backbone, prompt = speaker(compose(out / "recipe.yaml"))
+    backbone, prompt, decoding = speaker(compose(out / "recipe.yaml"))
     if base is not None:
         backbone = replace(backbone, weights=str(base))
     tokenizer = trained(backbone, out).load_tokenizer()
@@ -101,7 +104,7 @@ def _open_run(out: Path, manifest: dict[str, Any], base: Path | None, proven: bo
             f"{out}: the trained weights are not those that the run left: expected fingerprint "
             f"{manifest['trained'][:12]}, found {found[:12]}"
         )
-    return Opened(out, manifest, backbone, Encoder(prompt, tokenizer))
+    return Opened(out, manifest, backbone, Encoder(prompt, tokenizer), decoding)
 
 
 def trained(backbone: Backbone, out: Path) -> Backbone:

@@ -57,7 +57,7 @@ def _differs(model: Any, recorded: Path) -> str | None:
 
 
 def _answer(model: Any, encoder: Encoder, ids: list[int]) -> str:
-    return "".join(Answerer(model, encoder).continued(ids, Decoding(max_new_tokens=128))).strip()
+    return Answerer(model, encoder).continued(ids, Decoding(max_new_tokens=128)).strip()
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ VERBS = {
     "bench": "bench",
     "preview": "preview",
     "chat": "chat",
+    "generate": "generate",
     "report": "report",
     "recipes": "recipes",
     "list-plugins": "list_plugins",

@@ -35,4 +35,3 @@ def searched(model: Any, requests: Sequence[Request]) -> None:
         for token in row:
             if not request.finish:
                 request.take(token)
-        request.finish = request.finish or "length"

@@ -16,7 +16,7 @@ class RowsLayer(DynamicLayer):
     """
 
     def __init__(self, keys: torch.Tensor, values: torch.Tensor, columns: int) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
         self._room = (keys, values)
         self._use(columns)
@@ -27,13 +27,14 @@ class RowsLayer(DynamicLayer):
         """Write down the next columns; all of them."""
         start = self.columns
         self._use(start + key_states.shape[-2])
-        self.keys[:, :, start:] = key_states
-        self.values[:, :, start:] = value_states
+        for whole, new in ((self.keys, key_states), (self.values, value_states)):
+            whole[:, :, start:] = new
         return self.keys, self.values
 
     def _use(self, columns: int) -> None:
         self.columns = columns
-        self.keys, self.values = (room[:, :, :columns] for room in self._room)
+        self.keys: torch.Tensor = self._room[0][:, :, :columns]
+        self.values: torch.Tensor = self._room[1][:, :, :columns]
 
 
 def joined(rows: Sequence[tuple[Cache, int, int]], room: int) -> Cache:
@@ -42,7 +43,7 @@ def joined(rows: Sequence[tuple[Cache, int, int]], room: int) -> Cache:
     Shorter rows begin later: their first columns are zeros, which the attention mask has to leave out.
     """
     width = max(tokens for _, _, tokens in rows)
-    layers = []
+    layers: list[Any] = []
     for number in range(len(rows[0][0].layers)):
         both = []
         for name in ("keys", "values"):

@@ -16,7 +16,11 @@ _NEAR = 512
 def choose(logits: torch.Tensor, requests: Sequence[Request]) -> None:
     """Give each request its next token. logits: [requests, vocabulary], any precision."""
     logits = logits.float()
-    for request, row in zip(requests, logits, strict=True):
+    broken = logits.isnan().any(1).tolist()
+    for request, row, no_numbers in zip(requests, logits, broken, strict=True):
+        if no_numbers:
+            request.end("broken")
+            continue
         scores = _penalised(row, request)
         token = _drawn(scores, request) if request.decoding.temperature else int(scores.argmax())
         if request.logprobs is not None:

@@ -134,7 +134,10 @@ class Engine:
         ends = torch.tensor(lengths, device=device)[:, None]
         columns = cache.get_seq_length() + told.shape[1]
         mask = (torch.arange(columns, device=device) >= columns - ends).long()
-        more: dict[str, Any] = {"logits_to_keep": 1, "position_ids": ends + torch.arange(-told.shape[1], 0, device=device)}
+        more: dict[str, Any] = {
+            "logits_to_keep": 1,
+            "position_ids": ends + torch.arange(-told.shape[1], 0, device=device),
+        }
         more = {name: value for name, value in more.items() if name in self._takes}
         out = self.model(input_ids=told, attention_mask=mask, past_key_values=cache, use_cache=True, **more)
         logits: torch.Tensor = out.logits[:, -1]

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
-from typing import Literal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
 
 from medframe.decoding import Decoding
+from medframe.engine.text import Text
 
-Finish = Literal["stop", "length"]
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Finish = Literal["stop", "length", "broken"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +25,7 @@ class Chance:
     """(token, log-probability) of as many as were asked for, the likeliest first."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False)
 class Request:
     """One answer to one question."""
 
@@ -30,19 +34,25 @@ class Request:
     decoding: Decoding
     ends: frozenset[int]
     """Tokens that end the answer, and are no part of it."""
-    seed: int = 0
+    tokenizer: PreTrainedTokenizerBase
+    seed: int | str = 0
     """Of what is drawn: it depends on nothing that is answered beside it."""
     logprobs: int | None = None
     """How many of the likeliest tokens to tell beside each chosen one; None: no log-probabilities."""
-    tokens: list[int] = field(default_factory=list)
-    """The answer so far."""
-    chances: list[Chance] = field(default_factory=list)
-    finish: Finish | None = None
-    """Why it has ended: by an end token, or because it is as long as it may be."""
-    random: random.Random = field(init=False)
 
     def __post_init__(self) -> None:
+        self.begin()
+
+    def begin(self) -> None:
+        """Forget what has been answered."""
+        self.tokens: list[int] = []
+        self.chances: list[Chance] = []
+        self.said = ""
+        """The answer so far, as far as no later token can change it."""
+        self.finish: Finish | None = None
+        """Why it has ended: by an end token or a stop text, at its full length, or with logits that are no numbers."""
         self.random = random.Random(self.seed)
+        self._text = Text(self.tokenizer, self.decoding.stop)
 
     @property
     def longest(self) -> int:
@@ -52,8 +62,16 @@ class Request:
     def take(self, token: int) -> None:
         """Go on by a token, or end."""
         if token in self.ends:
-            self.finish = "stop"
+            self.end("stop")
             return
         self.tokens.append(token)
-        if len(self.tokens) == self.decoding.max_new_tokens:
-            self.finish = "length"
+        self.said += self._text.add([token])
+        if self._text.stopped:
+            self.end("stop")
+        elif len(self.tokens) == self.decoding.max_new_tokens:
+            self.end("length")
+
+    def end(self, finish: Finish) -> None:
+        """Go on no further."""
+        self.finish = finish
+        self.said += self._text.end()
