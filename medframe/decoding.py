@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import Any
 
 from medframe.errors import RecipeError
@@ -63,15 +64,23 @@ def preset(name: str) -> Decoding:
 
     `bentsao` is the first recipe whose name begins so.
     """
+    from medframe.shipped import recipes
+
+    found = {recipe: section for recipe, file in sorted(recipes().items()) if (section := _published(file))}
+    known = next((recipe for recipe in found if recipe == name or recipe.startswith(f"{name}-")), None)
+    if known is None:
+        raise RecipeError(f"preset {name!r} is unknown; the authors of these said how they decode: {', '.join(found)}")
+    return Decoding(**found[known])
+
+
+def _published(recipe: Path) -> dict[str, Any] | None:
+    """The section `decoding` of a recipe's published profile, where it has both."""
     from omegaconf import OmegaConf
 
     from medframe.compose import compose
-    from medframe.shipped import recipes
 
-    found = recipes()
-    known = next((each for each in sorted(found) if each == name or each.startswith(f"{name}-")), None)
-    section = known and compose(found[known], ["profile=published"]).config.get("decoding")
-    if not section:
-        names = [each for each in sorted(found) if compose(found[each], ["profile=published"]).config.get("decoding")]
-        raise RecipeError(f"preset {name!r}: no shipped recipe of this name says how its authors decoded: {names}")
-    return Decoding(**OmegaConf.to_container(section))  # type: ignore[arg-type]
+    try:
+        section = compose(recipe, ["profile=published"]).config.get("decoding")
+    except RecipeError:
+        return None
+    return dict(OmegaConf.to_container(section)) if section else None  # type: ignore[arg-type]

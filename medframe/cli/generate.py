@@ -49,6 +49,8 @@ def command(
     from medframe.trained import open_run
 
     quiet.libraries()
+    if output.is_dir():
+        raise click.BadParameter(f"{output} is a folder; name a file", param_hint="--output")
     part = output.with_name(f"{output.name}.part")
     if overwrite:
         part.unlink(missing_ok=True)

@@ -15,6 +15,7 @@ _ROLES = {"system": "system", "user": "user", "human": "user", "patient": "user"
 _ROLES |= dict.fromkeys(("assistant", "gpt", "doctor"), "assistant")
 _CONVERSATIONS = ("messages", "conversations", "conversation")
 _QUESTIONS = ("question", "query", "instruction", "prompt", "text")
+_ANSWERS = ("response", "output", "answer")
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,7 +37,8 @@ def questions(file: Path, source: DatasetSource | None = None) -> Iterator[Quest
 
     JSON, JSON lines and CSV: a text, {"question": ...} (or query, instruction with input, prompt, text), or a list of
     messages with role and content (or from and value). In a .txt file each line is a question. `source` explains rows
-    of another shape. What the assistant says last is what is expected, and is asked again.
+    of another shape. An answer that the row has (response, output, answer, or the assistant's last message) is what
+    is expected, and is asked for again.
     """
     for row in _lines(file) if file.suffix == ".txt" else rows.read(files.find(str(file))):
         if isinstance(row, BadRow):
@@ -85,7 +87,8 @@ def _turns(row: Row) -> list[Turn]:
     text = row.text(asked)
     if asked == "instruction" and row.value.get("input"):
         text = f"{text}\n{row.text('input')}"
-    return [Turn("user", text)]
+    answer = next((name for name in _ANSWERS if row.value.get(name)), None)
+    return [Turn("user", text), *([Turn("assistant", row.text(answer))] if answer else [])]
 
 
 def _fields(row: Row) -> dict[str, Any]:
