@@ -52,7 +52,7 @@ def test_questions_of_every_shape_are_answered_in_order(medframe: Medframe, here
         "generate",
         model,
         "--prompt",
-        "huozi",
+        "bentsao-literature",
         "--input",
         written(here / "q.jsonl", *rows),
         "--output",

@@ -33,7 +33,7 @@ def command(run: Path, base: Path | None, prompt: str | None, seed: int, **decod
     settings = chosen(opened.decoding, **decoding)
     answerer = Answerer(opened.model(), opened.encoder)
     click.echo(
-        f"{run}: format {opened.manifest['prompt']['use']}; {settings.told()}. "
+        f"{run}: format {opened.manifest['prompt']['use']}. Decoding: {settings.told()}. "
         "/clear forgets the conversation, /exit leaves."
     )
     if opened.is_tiny:

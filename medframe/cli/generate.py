@@ -58,7 +58,7 @@ def command(
         raise click.BadParameter(f"{output} is there already; --overwrite begins anew", param_hint="--output")
     opened = open_run(run, base, prompt=prompt)
     settings = chosen(opened.decoding, **decoding)
-    click.echo(f"{run}: format {opened.manifest['prompt']['use']}; {settings.told()}.", err=True)
+    click.echo(f"{run}: format {opened.manifest['prompt']['use']}. Decoding: {settings.told()}.", err=True)
     shown = 0
     with click.progressbar(length=0, label="answered", show_pos=True) as bar:
 
