@@ -36,13 +36,18 @@ class Answerer:
         oldest rounds are left out until it fits, and the answer is as long as there is then room. PromptError when the
         last question does not fit, or the format cannot lay the turns out.
         """
-        from medframe.engine.request import Request
-
         context, longest = self.context, decoding.max_new_tokens
         ids = self.encoder.question(turns, max(context // 2, context - longest) if context else None)
-        if context and len(ids) + longest > context:
-            decoding = replace(decoding, max_new_tokens=context - len(ids))
-        return Request(ids, decoding, self.ends, self.encoder.tokenizer, seed)
+        return self.after(ids, decoding, seed)
+
+    def after(self, ids: Sequence[int], decoding: Decoding, seed: int | str = 0) -> Request:
+        """What the engine needs to go on after these ids, as far as the context reaches."""
+        from medframe.engine.request import Request
+
+        room = self.context - len(ids) if self.context else decoding.max_new_tokens
+        if room < decoding.max_new_tokens:
+            decoding = replace(decoding, max_new_tokens=max(1, room))
+        return Request(list(ids), decoding, self.ends, self.encoder.tokenizer, seed)
 
     def answer(self, turns: Sequence[Turn], decoding: Decoding = USUAL, seed: int | str = 0) -> str:
         """The whole answer to the last user turn."""
@@ -56,9 +61,7 @@ class Answerer:
 
     def continued(self, ids: Sequence[int], decoding: Decoding) -> str:
         """What the model writes after these ids."""
-        from medframe.engine.request import Request
-
-        return "".join(self.answered(Request(list(ids), decoding, self.ends, self.encoder.tokenizer)))
+        return "".join(self.answered(self.after(ids, decoding)))
 
     def answered(self, request: Request) -> Generator[str, None, None]:
         """The answer piece by piece; of a beam search, in one."""

@@ -5,8 +5,11 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,6 +69,27 @@ def medframe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Ended(end.value.code, out, err)
 
     return call
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[str]:
+    """`medframe serve ARGS...` in a process of its own, on a free port; its address."""
+    line = [sys.executable, "-m", "medframe", "serve", *map(str, arguments), "--port", "0"]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=said, text=True)
+        try:
+            assert process.stdout
+            for told in process.stdout:
+                if told.startswith("Listening on "):
+                    yield told.split()[-1]
+                    return
+            said.seek(0)
+            raise AssertionError(f"it ended with {process.wait()}: {said.read()}")
+        finally:
+            process.terminate()
+            process.wait(30)
+            said.seek(0)
+            assert "Traceback" not in said.read()
 
 
 @pytest.fixture

@@ -23,6 +23,7 @@ VERBS = {
     "preview": "preview",
     "chat": "chat",
     "generate": "generate",
+    "serve": "serve",
     "report": "report",
     "recipes": "recipes",
     "list-plugins": "list_plugins",
