@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
@@ -52,6 +53,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MEDFRAME_CACHE", str(folder))
         yield folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Garbage is collected without a look at the libraries: accelerate and transformers have it done in every run."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture
