@@ -21,6 +21,7 @@ VERBS = {
     "bench": "bench",
     "preview": "preview",
     "chat": "chat",
+    "merge": "merge",
     "report": "report",
     "recipes": "recipes",
     "list-plugins": "list_plugins",
