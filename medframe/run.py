@@ -272,7 +272,7 @@ def _check_same(out: Path, recipe: Recipe, description: dict[str, Any]) -> None:
         for key in sorted(
             {*before, *now} - {"out", "compare", "processes", "patience", "trainer.report_to", "trainer.keep"}
         )
-        if before.get(key) != now.get(key)
+        if before.get(key) != now.get(key) and not key.startswith("decoding.")
     ]
     old = read_manifest(out)
     bound = {"tokenizer": "tokenizer", "prompt": "prompt format", "data": "data"}

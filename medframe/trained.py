@@ -11,6 +11,7 @@ from typing import Any
 from medframe import hub, model
 from medframe.backbone import Backbone
 from medframe.compose import compose
+from medframe.decoding import USUAL, Decoding
 from medframe.encode import Encoder
 from medframe.errors import RunError
 from medframe.manifest import check, trained_content
@@ -29,6 +30,8 @@ class Opened:
     backbone: Backbone
     """Of a run: as it was before training."""
     encoder: Encoder
+    decoding: Decoding = USUAL
+    """How it answers unless told otherwise: as its recipe says."""
 
     @property
     def kind(self) -> str:
@@ -91,7 +94,7 @@ def _open_run(out: Path, manifest: dict[str, Any], base: Path | None, proven: bo
     if proven and manifest["state"] != "finished":
         raise RunError(f"{out}: the run has not finished; go on with medframe run RECIPE --resume")
     hub.pin(manifest.get("hub", {}))
-    backbone, prompt = speaker(compose(out / "recipe.yaml"))
+    backbone, prompt, decoding = speaker(compose(out / "recipe.yaml"))
     if base is not None:
         backbone = replace(backbone, weights=str(base))
     tokenizer = trained(backbone, out).load_tokenizer()
@@ -101,7 +104,7 @@ def _open_run(out: Path, manifest: dict[str, Any], base: Path | None, proven: bo
             f"{out}: the trained weights are not those that the run left: expected fingerprint "
             f"{manifest['trained'][:12]}, found {found[:12]}"
         )
-    return Opened(out, manifest, backbone, Encoder(prompt, tokenizer))
+    return Opened(out, manifest, backbone, Encoder(prompt, tokenizer), decoding)
 
 
 def trained(backbone: Backbone, out: Path) -> Backbone:

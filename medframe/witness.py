@@ -7,6 +7,7 @@ ends when the process PARENT does.
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from medframe import quiet, worker
 from medframe.answer import Answerer
+from medframe.decoding import Decoding
 from medframe.proof import WITNESS, logits
 from medframe.trained import open_run
 
@@ -55,9 +57,10 @@ def _differs(model: Any, recorded: Path) -> str | None:
 
 
 def _answer(model: Any, encoder: Encoder, ids: list[int]) -> str:
-    return "".join(Answerer(model, encoder).continued(ids, 128)).strip()
+    return Answerer(model, encoder).continued(ids, Decoding(max_new_tokens=128)).strip()
 
 
 if __name__ == "__main__":
+    gc.set_threshold(10_000)  # as the command line does
     worker.end_with(int(sys.argv[2]))
     print(json.dumps(main(Path(sys.argv[1]), json.load(sys.stdin))))

@@ -76,6 +76,7 @@ def test_the_embedded_profile_learns(finished: tuple[Path, str]) -> None:
 def test_held_out_questions_are_answered_rightly(finished: tuple[Path, str]) -> None:
     from medframe.answer import Answerer
     from medframe.dataset import Turn
+    from medframe.decoding import Decoding
     from medframe.trained import open_run
 
     out, _ = finished
@@ -87,7 +88,7 @@ def test_held_out_questions_are_answered_rightly(finished: tuple[Path, str]) -> 
     right = 0
     for place in held_out:
         row = json.loads(rows[int(place.rpartition(":")[2]) - 1])
-        said = answerer.answer([Turn("user", row["query"])], 128)
+        said = answerer.answer([Turn("user", row["query"])], Decoding(max_new_tokens=128))
         right += all(row[name] in said for name in ("condition", "department", "advice"))
     assert right >= 25
 
@@ -238,9 +239,12 @@ def test_the_published_profile_trains_on_real_rows_and_chat_answers(tmp_path: Pa
     assert chat(out).returncode == 0
 
 
-def test_chat_says_when_the_answer_would_leave_no_room_for_a_question(finished: tuple[Path, str]) -> None:
-    result = chat(finished[0], "--max-new-tokens", 5000)
-    assert "5000 new tokens leave no room in the model's context of 2048" in result.stdout + result.stderr
+def test_chat_says_when_a_question_is_too_long_for_the_model(finished: tuple[Path, str]) -> None:
+    line = [sys.executable, "-m", "medframe", "chat", str(finished[0]), "--max-new-tokens", "5000"]
+    result = subprocess.run(line, input=f"{'头痛' * 1500}\n头痛\n", capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    # An answer may be as long as the context, and the question has half of it.
+    assert "tokens; there is room for 1024" in result.stdout
 
 
 def test_chat_goes_on_after_bytes_that_are_no_text(finished: tuple[Path, str]) -> None:

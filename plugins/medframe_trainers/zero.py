@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from medframe import Dtype
     from medframe_trainers.settings import Settings
 
-_SHARDED = {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": "auto"}
+# transformers' "auto" is hidden_size squared: in a small model hundreds of reductions, each of which waits.
+_SHARDED = {"overlap_comm": True, "contiguous_gradients": True, "reduce_bucket_size": 5_000_000}
 _PARAMETERS = {
     **_SHARDED,
     "stage3_prefetch_bucket_size": "auto",
