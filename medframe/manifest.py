@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import os
 import platform
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -196,8 +196,8 @@ def _tensors(directory: Path) -> Iterator[tuple[str, str]]:
         raise BackboneError(f"backbone.weights: {directory} has neither *.safetensors nor pytorch_model*.bin")
     for file in files:
         for name, tensor in pickled(file).items():
-            content: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
-            yield name, _digest(f"{tensor.dtype} {list(tensor.shape)}", memoryview(content))
+            whole: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            yield name, _digest(f"{tensor.dtype} {list(tensor.shape)}", len(whole), _slices(memoryview(whole)))
 
 
 def _safetensors(file: Path) -> Iterator[tuple[str, str]]:
@@ -206,28 +206,39 @@ def _safetensors(file: Path) -> Iterator[tuple[str, str]]:
             (size,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(size))
             header.pop("__metadata__", None)
-            with (
-                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-                memoryview(content) as view,
-            ):
-                for name, entry in header.items():
-                    start, end = (8 + size + offset for offset in entry["data_offsets"])
-                    with view[start:end] as tensor:
-                        yield name, _digest(f"{entry['dtype']} {entry['shape']}", tensor)
+            for name, entry in header.items():
+                start, end = (8 + size + offset for offset in entry["data_offsets"])
+                kind = f"{entry['dtype']} {entry['shape']}"
+                yield name, _digest(kind, end - start, _reads(stream.fileno(), start))
         except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
             raise BackboneError(f"{file} is no safetensors file: {error}") from None
 
 
-def _digest(kind: str, content: memoryview) -> str:
+def _digest(kind: str, size: int, part: Callable[[int, int], bytes | memoryview]) -> str:
+    """Of `size` bytes, of which `part(at, count)` gives some."""
     digest = hashlib.sha256(kind.encode())
-    size = len(content)
     if size <= WHOLE:
-        digest.update(content)
+        digest.update(part(0, size))
     else:
         for window in range(WINDOWS):
-            at = (size - 4096) * window // (WINDOWS - 1)
-            digest.update(content[at : at + 4096])
+            digest.update(part((size - 4096) * window // (WINDOWS - 1), 4096))
     return digest.hexdigest()[:16]
+
+
+def _slices(content: memoryview) -> Callable[[int, int], memoryview]:
+    return lambda at, count: content[at : at + count]
+
+
+def _reads(descriptor: int, start: int) -> Callable[[int, int], bytes]:
+    """Plain reads: of a mapped file, each window would bring its surroundings into memory."""
+
+    def part(at: int, count: int) -> bytes:
+        found = os.pread(descriptor, count, start + at)
+        if len(found) != count:
+            raise ValueError("it is cut short")
+        return found
+
+    return part
 
 
 def _config(directory: Path) -> Any:

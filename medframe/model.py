@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,26 +71,36 @@ def read(directory: Path, manifest: Mapping[str, Any], prompt: str | None) -> Lo
     """
     file = directory / "manifest.json"
     try:
-        named = {"use": manifest["backbone"]["use"], **manifest["backbone"]["fields"]}
         layout = manifest["prompt"] and {"use": manifest["prompt"]["use"], **manifest["prompt"]["fields"]}
+    except (KeyError, TypeError) as error:
+        raise RunError(f"{file} is broken: it lacks what a manifest holds ({error})") from None
+    if layout is None:
+        format_, component = format_named(directory, prompt)
+    elif prompt is not None:
+        raise RunError(f"--prompt: {directory} is bound to the format {layout['use']!r}; leave --prompt out")
+    else:
+        format_, component = single(sections({"prompt": layout}, file), "prompt")
+    found = checked(directory, manifest)
+    if layout is not None:
+        manifests.check_layout(manifest, format_, found.tokenizer, "the model was written")
+    return replace(found, prompt=format_, prompt_component=component)
+
+
+def checked(directory: Path, manifest: Mapping[str, Any]) -> Loaded:
+    """The model directory without its format, its weights and tokenizer checked as `read` does."""
+    file = directory / "manifest.json"
+    try:
+        named = {"use": manifest["backbone"]["use"], **manifest["backbone"]["fields"]}
         expected, tokens = manifest["weights"], manifest["tokenizer"]
     except (KeyError, TypeError) as error:
         raise RunError(f"{file} is broken: it lacks what a manifest holds ({error})") from None
     named["weights"] = str(directory.resolve())
     backbone, component = single(sections({"backbone": named}, file), "backbone")
-    if layout is None:
-        format_, format_component = format_named(directory, prompt)
-    elif prompt is not None:
-        raise RunError(f"--prompt: {directory} is bound to the format {layout['use']!r}; leave --prompt out")
-    else:
-        format_, format_component = single(sections({"prompt": layout}, file), "prompt")
     if apart := manifests.differing(expected, manifests.base(backbone)):
         raise RunError(f"the weights in {directory} are not those that were written there: {apart}")
     tokenizer = backbone.load_tokenizer()
     manifests.check_tokenizer(tokens, tokenizer, backbone, "this model was written")
-    if layout is not None:
-        manifests.check_layout(manifest, format_, tokenizer, "the model was written")
-    return Loaded(backbone, component, tokenizer, format_, format_component)
+    return Loaded(backbone, component, tokenizer, None, None)
 
 
 def plain(directory: Path, prompt: str | None) -> Loaded:

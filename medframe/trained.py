@@ -66,9 +66,9 @@ def open_run(out: Path, base: Path | None = None, proven: bool = True, prompt: s
     """What lies in `out`; RunError when it has not finished, or when anything it is bound to is not what it was.
 
     `out` is a run, a model directory that `medframe merge` wrote, or any directory of transformers' layout. Only a
-    model that is bound to no format takes `prompt`, the name of one or a section such as `{use: chinese-alpaca, ...}`;
-    with it, `out` may be a model of the hub. `base` is where a run's base model lies now, should it have moved.
-    `proven` False opens a run before its last proof.
+    model that is bound to no format takes `prompt`, the name of one or a section such as `{use: chatmed, ...}`; with
+    it, `out` may be a model of the hub. `base` is where a run's base model lies now, should it have moved. `proven`
+    False opens a run before its last proof.
     """
     if prompt is not None and not out.exists() and re.fullmatch(hub.ID, out.as_posix()):
         out = locate(out.as_posix())

@@ -24,6 +24,7 @@ VERBS = {
     "chat": "chat",
     "generate": "generate",
     "serve": "serve",
+    "merge": "merge",
     "report": "report",
     "recipes": "recipes",
     "list-plugins": "list_plugins",
