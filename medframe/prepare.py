@@ -76,7 +76,12 @@ def prepare(recipe: Recipe) -> Prepared:
 
 
 def job(
-    recipe: Recipe, prepared: Prepared, log: Log, resume: Path | None = None, kind: type[AnyJob] = Job, **more: Any
+    recipe: Recipe,
+    prepared: Prepared,
+    log: Log,
+    resume: Path | None = None,
+    kind: type[AnyJob] = Job,  # type: ignore[assignment]
+    **more: Any,
 ) -> AnyJob:
     """What the recipe's trainer is told in this process; `more` are fields that a `kind` of Job of one's own has."""
     world = worlds.current()

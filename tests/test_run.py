@@ -249,9 +249,7 @@ def test_the_published_profile_trains_on_real_rows_and_chat_answers(
 
 
 def test_chat_says_when_a_question_is_too_long_for_the_model(finished: tuple[Path, str], chat: Chat) -> None:
-    result = chat(finished[0], "--max-new-tokens", 5000, typed=f"{'头痛' * 1500}
-头痛
-")
+    result = chat(finished[0], "--max-new-tokens", 5000, typed=f"{'头痛' * 1500}\n头痛\n")
     assert result.code == 0, result.err
     # An answer may be as long as the context, and the question has half of it.
     assert "tokens; there is room for 1024" in result.out
