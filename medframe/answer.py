@@ -1,88 +1,81 @@
-"""A model's answer to a conversation, as text, while it is being written."""
+"""A model's answers to conversations, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from threading import Thread
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
 
 from medframe.dataset import Turn
+from medframe.decoding import USUAL, Decoding
 from medframe.encode import Encoder
-from medframe.errors import PromptError
 from medframe.tokens import resolve
+
+if TYPE_CHECKING:
+    from medframe.engine.request import Request
 
 
 class Answerer:
     """A model and the prompt format that it was trained with."""
 
     def __init__(self, model: Any, encoder: Encoder) -> None:
-        self.model = model.eval()
+        self.model = model
         self.encoder = encoder
         tokenizer = encoder.tokenizer
-        self.stop = sorted({i for token in ("eos", *encoder.prompt.stop) for i in resolve(token, tokenizer)})
-
-    def answer(self, turns: Sequence[Turn], max_new_tokens: int = 256) -> str:
-        """The whole answer to the last user turn, greedily decoded."""
-        return "".join(self.stream(turns, max_new_tokens)).strip()
-
-    def stream(self, turns: Sequence[Turn], max_new_tokens: int = 256) -> Generator[str, None, None]:
-        """The answer piece by piece, greedily decoded; PromptError when the question does not fit the model's context.
-
-        Closing the iterator early ends the generation.
-        """
-        config = self.model.config.get_text_config()
+        self.ends = frozenset(i for token in ("eos", *encoder.prompt.stop) for i in resolve(token, tokenizer))
+        config = model.config.get_text_config()
         # Where positions have no end (ALiBi), the length that the model was trained with keeps the memory from filling.
-        context = getattr(config, "max_position_embeddings", None) or getattr(config, "model_max_length", None)
-        if context and context <= max_new_tokens:
-            raise PromptError(f"{max_new_tokens} new tokens leave no room in the model's context of {context}")
-        ids = self.encoder.question(turns, context - max_new_tokens if context else None)
-        yield from self.continued(ids, max_new_tokens)
-
-    def continued(self, ids: Sequence[int], max_new_tokens: int) -> Generator[str, None, None]:
-        """What the model writes after these ids, piece by piece."""
-        import torch
-        from transformers import (
-            GenerationConfig,
-            StoppingCriteria,
-            StoppingCriteriaList,
-            TextIteratorStreamer,
+        self.context: int | None = getattr(config, "max_position_embeddings", None) or getattr(
+            config, "model_max_length", None
         )
 
-        tokenizer = self.encoder.tokenizer
-        closed = False
+    def request(self, turns: Sequence[Turn], decoding: Decoding = USUAL, seed: int | str = 0) -> Request:
+        """What the engine needs to answer the last user turn.
 
-        class Closed(StoppingCriteria):
-            def __call__(self, input_ids: Any, scores: Any, **_: Any) -> Any:
-                return torch.full((input_ids.shape[0],), closed, device=input_ids.device)
+        The question has the context less `max_new_tokens`, and at least half of it (as in Baichuan's own chat); the
+        oldest rounds are left out until it fits, and the answer is as long as there is then room. PromptError when the
+        last question does not fit, or the format cannot lay the turns out.
+        """
+        context, longest = self.context, decoding.max_new_tokens
+        ids = self.encoder.question(turns, max(context // 2, context - longest) if context else None)
+        return self.after(ids, decoding, seed)
 
-        inputs = torch.tensor([list(ids)], device=self.model.device)
-        streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-        failure: list[BaseException] = []
+    def after(self, ids: Sequence[int], decoding: Decoding, seed: int | str = 0) -> Request:
+        """What the engine needs to go on after these ids, as far as the context reaches."""
+        from medframe.engine.request import Request
 
-        def generate() -> None:
-            try:
-                self.model.generate(
-                    inputs,
-                    attention_mask=torch.ones_like(inputs),
-                    generation_config=GenerationConfig(
-                        do_sample=False,
-                        max_new_tokens=max_new_tokens,
-                        eos_token_id=self.stop,
-                        pad_token_id=tokenizer.pad_token_id,
-                    ),
-                    streamer=streamer,
-                    stopping_criteria=StoppingCriteriaList([Closed()]),
-                )
-            except BaseException as error:
-                failure.append(error)
-                streamer.end()
+        room = self.context - len(ids) if self.context else decoding.max_new_tokens
+        if room < decoding.max_new_tokens:
+            decoding = replace(decoding, max_new_tokens=max(1, room))
+        return Request(list(ids), decoding, self.ends, self.encoder.tokenizer, seed)
 
-        worker = Thread(target=generate, daemon=True)
-        worker.start()
-        try:
-            yield from (piece for piece in streamer if piece)
-        finally:
-            closed = True
-            worker.join()
-        if failure:
-            raise failure[0]
+    def answer(self, turns: Sequence[Turn], decoding: Decoding = USUAL, seed: int | str = 0) -> str:
+        """The whole answer to the last user turn."""
+        return "".join(self.stream(turns, decoding, seed)).strip()
+
+    def stream(
+        self, turns: Sequence[Turn], decoding: Decoding = USUAL, seed: int | str = 0
+    ) -> Generator[str, None, None]:
+        """The answer piece by piece; PromptError as `request` says. Closing the iterator ends the generation."""
+        yield from self.answered(self.request(turns, decoding, seed))
+
+    def continued(self, ids: Sequence[int], decoding: Decoding) -> str:
+        """What the model writes after these ids."""
+        return "".join(self.answered(self.after(ids, decoding)))
+
+    def answered(self, request: Request) -> Generator[str, None, None]:
+        """The answer piece by piece; of a beam search, in one."""
+        from medframe.engine.beams import searched
+        from medframe.engine.engine import Engine
+
+        if request.decoding.num_beams > 1:
+            searched(self.model, [request])
+            yield request.said
+            return
+        engine, told = Engine(self.model), 0
+        engine.add(request)
+        while not request.finish:
+            engine.step()
+            if len(request.said) > told:
+                yield request.said[told:]
+                told = len(request.said)

@@ -37,6 +37,11 @@ class Backbone(ABC):
     path_fields: ClassVar[tuple[str, ...]] = ("weights", "tokenizer", "adapters")
     lora_targets: ClassVar[tuple[str, ...]] = ()
     """Names of the linear modules that LoRA adapts by default; `all-linear`: every one of the model's but its head."""
+    model_types: ClassVar[tuple[str, ...]] = ()
+    """What config.json calls the models (`model_type`) that open with this backbone where nothing names one; `*`: any.
+
+    A class that inherits another's says anew which: two that open the same are asked in the order of the plugins.
+    """
     tiny_from: ClassVar[str | tuple[str, ...] | None] = None
     """The modules that make the tiny model, where it is not the component's own: the cache goes by their content."""
 

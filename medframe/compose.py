@@ -82,6 +82,16 @@ def compose(recipe: Path, overrides: Sequence[str] = ()) -> Composed:
     return Composed(config, tuple(layers), profile, typed)
 
 
+def typed(*overrides: str) -> Composed:
+    """A recipe of these `key=value` overrides alone."""
+    return changed(Composed(OmegaConf.create({}), (), None), overrides)
+
+
+def sections(content: dict[str, Any], file: Path) -> Composed:
+    """A recipe of these sections alone, which stand in `file`: their relative paths start from its folder."""
+    return Composed(OmegaConf.create(content), (Layer(content, file.resolve().parent, file),), None)
+
+
 def changed(composed: Composed, overrides: Sequence[str]) -> Composed:
     """The composed recipe with more `key=value` overrides on top."""
     typed = dict(_split(override) for override in overrides)

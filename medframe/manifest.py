@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import mmap
+import os
 import platform
 import struct
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -22,6 +22,7 @@ from medframe.fingerprint import format_fingerprint, tokenizer_fingerprint
 from medframe.weights import pickled
 
 if TYPE_CHECKING:
+    from medframe.plugins import Component
     from medframe.prepare import Prepared
     from medframe.prompt import PromptFormat
     from medframe.recipe import Recipe
@@ -50,29 +51,41 @@ def describe(recipe: Recipe, prepared: Prepared) -> dict[str, Any]:
         "base": base(recipe.backbone),
         "hub": hub.commits(_named(recipe.backbone, sources)),
         "tokenizer": tokenizer_fingerprint(prepared.tokenizer),
-        "prompt": {
-            "use": recipe.components["prompt"].name,
-            "fields": asdict(recipe.prompt),
-            "fingerprint": format_fingerprint(recipe.prompt, prepared.tokenizer),
-            "skew": recipe.prompt.skew,
-        },
+        "prompt": layout(recipe.prompt, recipe.components["prompt"], prepared.tokenizer),
         "data": [
             {**_data(source), "encoded": digest} for source, digest in zip(sources, prepared.digests, strict=True)
         ],
-        "plugins": {
-            section: {
-                "name": component.name,
-                "distribution": component.distribution,
-                "version": component.version,
-                "target": component.target,
-            }
-            for section, component in recipe.components.items()
-        },
-        "libraries": {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "tokenizers")},
+        "plugins": {section: plugin(component) for section, component in recipe.components.items()},
+        "libraries": libraries(),
         "python": platform.python_version(),
         "machine": machine(),
         "commit": _commit(),
     }
+
+
+def layout(prompt: PromptFormat, component: Component, tokenizer: Any) -> dict[str, Any]:
+    """What a manifest says of a prompt format with this tokenizer."""
+    return {
+        "use": component.name,
+        "fields": asdict(prompt),
+        "fingerprint": format_fingerprint(prompt, tokenizer),
+        "skew": prompt.skew,
+    }
+
+
+def plugin(component: Component) -> dict[str, str]:
+    """Who offers a component."""
+    return {
+        "name": component.name,
+        "distribution": component.distribution,
+        "version": component.version,
+        "target": component.target,
+    }
+
+
+def libraries() -> dict[str, str]:
+    """The versions of the libraries that decide what is computed."""
+    return {name: version(name) for name in ("torch", "transformers", "peft", "accelerate", "tokenizers")}
 
 
 def _named(backbone: Backbone, sources: Sequence[Source]) -> Iterator[str]:
@@ -117,37 +130,57 @@ def check_adapters(backbone: Backbone) -> None:
 
 def check(manifest: Mapping[str, Any], backbone: Backbone, encoder_tokenizer: Any, prompt: PromptFormat) -> None:
     """Raise RunError unless base model, tokenizer and prompt format are those that the run was trained with."""
-    expected, found = manifest["base"], base(backbone)
-    if expected["fingerprint"] != found["fingerprint"]:
-        names = sorted({*expected["tensors"], *found["tensors"]})
-        apart = [n for n in names if expected["tensors"].get(n) != found["tensors"].get(n)]
-        detail = f"{len(apart)} of {len(names)} tensors differ, first {apart[0]}" if apart else "config.json differs"
+    found = base(backbone)
+    if apart := differing(manifest["base"], found):
         raise RunError(
-            f"the base model in {found['weights']} is not the one this run was trained on: expected fingerprint "
-            f"{_short(expected['fingerprint'])}, found {_short(found['fingerprint'])}; {detail}. "
+            f"the base model in {found['weights']} is not the one this run was trained on: {apart}. "
             "Give the directory of the right one with --base"
         )
-    actual = tokenizer_fingerprint(encoder_tokenizer)
-    if actual != manifest["tokenizer"]:
+    check_tokenizer(manifest["tokenizer"], encoder_tokenizer, backbone, "this run was trained")
+    check_layout(manifest, prompt, encoder_tokenizer, "the run was trained")
+
+
+def differing(expected: Mapping[str, Any], found: Mapping[str, Any]) -> str | None:
+    """How what `base` found differs from what was expected, in words; None where it does not."""
+    if expected["fingerprint"] == found["fingerprint"]:
+        return None
+    names = sorted({*expected["tensors"], *found["tensors"]})
+    apart = [n for n in names if expected["tensors"].get(n) != found["tensors"].get(n)]
+    detail = f"{len(apart)} of {len(names)} tensors differ, first {apart[0]}" if apart else "config.json differs"
+    return f"expected fingerprint {_short(expected['fingerprint'])}, found {_short(found['fingerprint'])}; {detail}"
+
+
+def check_tokenizer(expected: str, tokenizer: Any, backbone: Backbone, who: str) -> None:
+    """RunError unless the tokenizer has the expected fingerprint; `who` says who was made with it."""
+    actual = tokenizer_fingerprint(tokenizer)
+    if actual != expected:
         raise RunError(
-            f"the tokenizer is not the one this run was trained with: expected fingerprint "
-            f"{_short(manifest['tokenizer'])}, found {_short(actual)} in {backbone.tokenizer_directory()}"
+            f"the tokenizer is not the one {who} with: expected fingerprint "
+            f"{_short(expected)}, found {_short(actual)} in {backbone.tokenizer_directory()}"
         )
-    actual, wanted = format_fingerprint(prompt, encoder_tokenizer), manifest["prompt"]
+
+
+def check_layout(manifest: Mapping[str, Any], prompt: PromptFormat, tokenizer: Any, who: str) -> None:
+    """RunError unless the prompt format lays out as the manifest says; `who` says who was made with it."""
+    actual, wanted = format_fingerprint(prompt, tokenizer), manifest["prompt"]
     if actual != wanted["fingerprint"]:
         offered = manifest["plugins"]["prompt"]
         raise RunError(
             f"the prompt format {wanted['use']!r} lays conversations out differently than in training: expected "
-            f"fingerprint {_short(wanted['fingerprint'])}, found {_short(actual)}; the run was trained with "
+            f"fingerprint {_short(wanted['fingerprint'])}, found {_short(actual)}; {who} with "
             f"{offered['distribution']} {offered['version']}"
         )
 
 
 def trained_content(out: Path) -> str:
     """sha256 over the tensors and the configuration of what the run in `out` trained, adapter/ or model/."""
-    folder = next(out / name for name in ("adapter", "model") if (out / name).is_dir())
-    content = [sorted(_tensors(folder)), _config(folder)]
-    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
+    return fingerprint_of(next(out / name for name in ("adapter", "model") if (out / name).is_dir()))
+
+
+def fingerprint_of(directory: Path) -> str:
+    """sha256 over the tensors and the configuration of a directory of weights or of an adapter."""
+    found = [sorted(_tensors(directory)), _config(directory)]
+    return hashlib.sha256(json.dumps(found, sort_keys=True).encode()).hexdigest()
 
 
 def _tensors(directory: Path) -> Iterator[tuple[str, str]]:
@@ -163,8 +196,8 @@ def _tensors(directory: Path) -> Iterator[tuple[str, str]]:
         raise BackboneError(f"backbone.weights: {directory} has neither *.safetensors nor pytorch_model*.bin")
     for file in files:
         for name, tensor in pickled(file).items():
-            content: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
-            yield name, _digest(f"{tensor.dtype} {list(tensor.shape)}", memoryview(content))
+            whole: Any = tensor.contiguous().flatten().view(torch.uint8).numpy()
+            yield name, _digest(f"{tensor.dtype} {list(tensor.shape)}", len(whole), _slices(memoryview(whole)))
 
 
 def _safetensors(file: Path) -> Iterator[tuple[str, str]]:
@@ -173,28 +206,39 @@ def _safetensors(file: Path) -> Iterator[tuple[str, str]]:
             (size,) = struct.unpack("<Q", stream.read(8))
             header = json.loads(stream.read(size))
             header.pop("__metadata__", None)
-            with (
-                mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as content,
-                memoryview(content) as view,
-            ):
-                for name, entry in header.items():
-                    start, end = (8 + size + offset for offset in entry["data_offsets"])
-                    with view[start:end] as tensor:
-                        yield name, _digest(f"{entry['dtype']} {entry['shape']}", tensor)
+            for name, entry in header.items():
+                start, end = (8 + size + offset for offset in entry["data_offsets"])
+                kind = f"{entry['dtype']} {entry['shape']}"
+                yield name, _digest(kind, end - start, _reads(stream.fileno(), start))
         except (struct.error, ValueError, KeyError, UnicodeDecodeError) as error:
             raise BackboneError(f"{file} is no safetensors file: {error}") from None
 
 
-def _digest(kind: str, content: memoryview) -> str:
+def _digest(kind: str, size: int, part: Callable[[int, int], bytes | memoryview]) -> str:
+    """Of `size` bytes, of which `part(at, count)` gives some."""
     digest = hashlib.sha256(kind.encode())
-    size = len(content)
     if size <= WHOLE:
-        digest.update(content)
+        digest.update(part(0, size))
     else:
         for window in range(WINDOWS):
-            at = (size - 4096) * window // (WINDOWS - 1)
-            digest.update(content[at : at + 4096])
+            digest.update(part((size - 4096) * window // (WINDOWS - 1), 4096))
     return digest.hexdigest()[:16]
+
+
+def _slices(content: memoryview) -> Callable[[int, int], memoryview]:
+    return lambda at, count: content[at : at + count]
+
+
+def _reads(descriptor: int, start: int) -> Callable[[int, int], bytes]:
+    """Plain reads: of a mapped file, each window would bring its surroundings into memory."""
+
+    def part(at: int, count: int) -> bytes:
+        found = os.pread(descriptor, count, start + at)
+        if len(found) != count:
+            raise ValueError("it is cut short")
+        return found
+
+    return part
 
 
 def _config(directory: Path) -> Any:

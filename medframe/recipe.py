@@ -17,10 +17,12 @@ from medframe import hub
 from medframe.backbone import RANDOM, Backbone
 from medframe.batch import Batching
 from medframe.compose import Composed
+from medframe.dataset import DatasetSource
+from medframe.decoding import Decoding
 from medframe.encode import Limits
 from medframe.errors import MedframeError, PluginError, RecipeError
 from medframe.fields import fields_of
-from medframe.plugins import FRAME_KEYS, Component, catalog
+from medframe.plugins import FRAME_KEYS, Component, Kind, catalog
 from medframe.prompt import PromptFormat
 from medframe.source import Mix, Source
 from medframe.trainer import Trainer
@@ -90,6 +92,7 @@ class Recipe:
     limits: Limits
     batching: Batching
     trainer: Trainer
+    decoding: Decoding
     profile: str | None
     config: Mapping[str, Any]
     """The composed recipe with every default filled in, interpolations kept."""
@@ -114,13 +117,30 @@ def build(composed: Composed, require_all: bool = True) -> Recipe:
     return recipe
 
 
-def speaker(composed: Composed) -> tuple[Backbone, PromptFormat]:
-    """The backbone and the prompt format alone: all that is needed to talk to a trained model."""
+def speaker(composed: Composed) -> tuple[Backbone, PromptFormat, Decoding]:
+    """The backbone, the prompt format and the decoding alone: all that is needed to talk to a trained model."""
     builder = _Builder(composed, require_all=True)
     backbone, prompt = (builder._component(kind, kind, composed.config.get(kind)) for kind in ("backbone", "prompt"))
+    section = composed.config.get("decoding") or {}
+    decoding = builder._section(Decoding, "decoding", OmegaConf.to_container(section) if section else {})
+    if builder.problems or decoding is None:
+        raise RecipeError(*builder.problems)
+    return backbone, prompt, decoding
+
+
+def single(composed: Composed, kind: Kind) -> tuple[Any, Component]:
+    """What the section of this kind alone uses, built, and its row of the catalog; RecipeError as `build`."""
+    builder = _Builder(composed, require_all=True)
+    built = builder._component(kind, kind, composed.config.get(kind))
     if builder.problems:
         raise RecipeError(*builder.problems)
-    return backbone, prompt
+    return built, builder.components[kind]
+
+
+def dataset(name: str, file: Path) -> DatasetSource:
+    """A data set's component for this file, all else as by default; RecipeError for a name that nobody offers."""
+    cls: type[DatasetSource] = catalog().find("dataset", name).load()
+    return cls(path=str(file))
 
 
 class _Builder:
@@ -135,7 +155,7 @@ class _Builder:
         config = OmegaConf.to_container(self.composed.config, resolve=False)
         assert isinstance(config, dict)
         top = [f.name for f in fields(Frame)]
-        sections = ["backbone", "data", "held_out", "prompt", "limits", "batching", "trainer"]
+        sections = ["backbone", "data", "held_out", "prompt", "limits", "batching", "trainer", "decoding"]
         for key in config:
             if key not in (*top, *sections):
                 self._unknown(str(key), str(key), [*top, *sections, "include", "profile", "profiles"])
@@ -147,7 +167,8 @@ class _Builder:
         limits = self._section(Limits, "limits", config.get("limits"))
         batching = self._section(Batching, "batching", config.get("batching"))
         trainer = self._component("trainer", "trainer", config.get("trainer"))
-        if self.problems or not (frame and backbone and prompt and limits and batching and trainer):
+        decoding = self._section(Decoding, "decoding", config.get("decoding"))
+        if self.problems or not (frame and backbone and prompt and limits and batching and trainer and decoding):
             return None
         order = [*top, *sections]
         return Recipe(
@@ -163,6 +184,7 @@ class _Builder:
             limits=limits,
             batching=batching,
             trainer=trainer,
+            decoding=decoding,
             profile=self.composed.profile,
             config={key: self.config[key] for key in order if key in self.config},
             components=self.components,

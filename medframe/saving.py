@@ -13,11 +13,14 @@ from medframe.errors import SaveError
 
 
 @contextmanager
-def saving(final: Path) -> Iterator[Path]:
-    """A folder to fill, the same in every process; it becomes `final` once all have left the block without error."""
+def saving(final: Path, kept: str = "what was there before is kept") -> Iterator[Path]:
+    """A folder to fill, the same in every process; it becomes `final` once all have left the block without error.
+
+    `kept` says in a SaveError what there is now.
+    """
     world = worlds.current()
     aside, old = beside(final)
-    with refusals_told(final, "what was there before is kept"):
+    with refusals_told(final, kept):
         try:
             if world.rank == 0:
                 put_right(final)  # after a process that was killed

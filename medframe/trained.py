@@ -1,54 +1,100 @@
-"""A finished run, opened again: its model and prompt format, checked against its manifest."""
+"""What can be talked to, opened and checked: a finished run, a merged model, a plain directory of weights."""
 
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from medframe import hub
+from medframe import hub, model
 from medframe.backbone import Backbone
 from medframe.compose import compose
+from medframe.decoding import USUAL, Decoding
 from medframe.encode import Encoder
 from medframe.errors import RunError
 from medframe.manifest import check, trained_content
 from medframe.recipe import speaker
-from medframe.weights import attach
+from medframe.weights import attach, locate
 
 
 @dataclass(frozen=True)
-class TrainedRun:
-    """What is needed to talk to what a run trained."""
+class Opened:
+    """What is needed to talk to a model."""
 
     out: Path
+    """The directory."""
     manifest: dict[str, Any]
+    """Its `kind` is run, model or plain. Each has `prompt` and `tokenizer`; that of a plain directory is made here."""
     backbone: Backbone
-    """As it was before training."""
+    """Of a run: as it was before training."""
     encoder: Encoder
+    decoding: Decoding = USUAL
+    """How it answers unless told otherwise: as its recipe says."""
+
+    @property
+    def kind(self) -> str:
+        """run: base and adapter, or a model beside its run | model: whole, with a manifest | plain: whole, without."""
+        return str(self.manifest["kind"])
+
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of what answers: what the run trained, or the whole model and its tokenizer."""
+        return str(self.manifest["trained" if self.kind == "run" else "fingerprint"])
+
+    @property
+    def is_tiny(self) -> bool:
+        """Whether the base is the tiny random model, which proves the pipeline and knows no medicine."""
+        return self.backbone.weights == "tiny" or bool(self.manifest.get("tiny"))
 
     def model(self) -> Any:
         """The trained model as it was proven, its adapter not merged, on the GPU where there is one."""
         import torch
 
         adapter = self.out / "adapter"
-        if adapter.is_dir():
-            model: Any = attach(self.backbone.load_model(), adapter)
+        if self.kind != "run":
+            loaded: Any = self.backbone.load_model()
+        elif adapter.is_dir():
+            loaded = attach(self.backbone.load_model(), adapter)
         else:
-            model = trained(self.backbone, self.out).load_model()
-        return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+            loaded = trained(self.backbone, self.out).load_model()
+        return loaded.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
-def open_run(out: Path, base: Path | None = None, proven: bool = True) -> TrainedRun:
-    """The run in `out`; RunError when it has not finished, or when anything it is bound to is not what it was.
+def open_run(out: Path, base: Path | None = None, proven: bool = True, prompt: str | None = None) -> Opened:
+    """What lies in `out`; RunError when it has not finished, or when anything it is bound to is not what it was.
 
-    `base` is where the base model lies now, should it have moved. `proven` False opens a run before its last proof.
+    `out` is a run, a model directory that `medframe merge` wrote, or any directory of transformers' layout. Only a
+    model that is bound to no format takes `prompt`, the name of one or a section such as `{use: chatmed, ...}`; with
+    it, `out` may be a model of the hub. `base` is where a run's base model lies now, should it have moved. `proven`
+    False opens a run before its last proof.
     """
-    manifest = read_manifest(out)
+    if prompt is not None and not out.exists() and re.fullmatch(hub.ID, out.as_posix()):
+        out = locate(out.as_posix())
+    manifest = _manifest(out)
+    kind = manifest["kind"]
+    if kind == "run":
+        if prompt is not None:
+            raise RunError(f"--prompt: the run in {out} is bound to the format it was trained with; leave it out")
+        return _open_run(out, manifest, base, proven)
+    if base is not None:
+        raise RunError(f"--base: {out} holds a whole model, and needs none beside it")
+    if kind == "plain":
+        found = model.plain(out, prompt)
+        manifest |= found.describe()
+    else:
+        found = model.read(out, manifest, prompt)
+        manifest |= found.layout() if manifest["prompt"] is None else {}
+    assert found.prompt is not None
+    return Opened(out, manifest, found.backbone, Encoder(found.prompt, found.tokenizer))
+
+
+def _open_run(out: Path, manifest: dict[str, Any], base: Path | None, proven: bool) -> Opened:
     if proven and manifest["state"] != "finished":
         raise RunError(f"{out}: the run has not finished; go on with medframe run RECIPE --resume")
     hub.pin(manifest.get("hub", {}))
-    backbone, prompt = speaker(compose(out / "recipe.yaml"))
+    backbone, prompt, decoding = speaker(compose(out / "recipe.yaml"))
     if base is not None:
         backbone = replace(backbone, weights=str(base))
     tokenizer = trained(backbone, out).load_tokenizer()
@@ -58,7 +104,7 @@ def open_run(out: Path, base: Path | None = None, proven: bool = True) -> Traine
             f"{out}: the trained weights are not those that the run left: expected fingerprint "
             f"{manifest['trained'][:12]}, found {found[:12]}"
         )
-    return TrainedRun(out, manifest, backbone, Encoder(prompt, tokenizer))
+    return Opened(out, manifest, backbone, Encoder(prompt, tokenizer), decoding)
 
 
 def trained(backbone: Backbone, out: Path) -> Backbone:
@@ -72,13 +118,41 @@ def trained(backbone: Backbone, out: Path) -> Backbone:
 
 def read_manifest(out: Path) -> dict[str, Any]:
     """The manifest of the run directory; RunError when `out` is none."""
+    manifest = _manifest(out)
+    if manifest["kind"] == "model":
+        raise RunError(f"{out} holds a merged model, not a run: nothing is recorded there of a training")
+    if manifest["kind"] == "plain":
+        raise RunError(f"{out} is no run directory: it has no manifest.json")
+    return manifest
+
+
+def _manifest(out: Path) -> dict[str, Any]:
+    """What the directory says that it is; of weights without a manifest, that they are plain; RunError for neither."""
     file = out / "manifest.json"
     if not file.is_file():
-        raise RunError(f"{out} is no run directory: it has no manifest.json")
+        return _without(out)
     try:
         manifest = json.loads(file.read_text("utf-8"))
-        if not isinstance(manifest, dict) or "state" not in manifest or "base" not in manifest:
+        if not isinstance(manifest, dict):
+            raise ValueError("it is no object")
+        manifest.setdefault("kind", "run")
+        if manifest["kind"] not in ("run", "model"):
+            raise ValueError(f"its kind is {manifest['kind']!r}")
+        if manifest["kind"] == "run" and not {"state", "base"} <= manifest.keys():
             raise ValueError("it lacks what a manifest holds")
     except ValueError as error:
         raise RunError(f"{file} is broken: {error}") from None
     return manifest
+
+
+def _without(out: Path) -> dict[str, Any]:
+    """What a directory without a manifest is; RunError says what would be right where it can be none of it."""
+    beside = out.resolve().parent
+    if (out / "config.json").is_file():
+        return {"kind": "plain"}
+    if (out / "adapter_config.json").is_file():
+        of_run = (beside / "manifest.json").is_file()
+        right = f"name its run, {beside}" if of_run else "make a model of both: medframe merge BASE ADAPTER --out DIR"
+        raise RunError(f"{out} is an adapter, which says nothing without its base; {right}")
+    what = "is no directory" if not out.is_dir() else "is no run directory: it has no manifest.json"
+    raise RunError(f"{out} {what}; give a run, a merged model, or a directory with config.json and weights")

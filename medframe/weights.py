@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
 
 
+PICKLES = ("adapter_model.bin", "pytorch_model.bin")
+"""What an adapter's file is called where it is no safetensors file."""
 _NO_TENSORS = "is damaged or holds something other than tensors, which is not read: it could be made to run anything"
 
 
@@ -96,12 +98,17 @@ def merge(model: PreTrainedModel, adapters: Sequence[str]) -> PreTrainedModel:
     """
     for adapter in adapters:
         directory = locate(adapter, "adapters")
-        rows = embedding_rows(directory)
-        if rows and rows != _rows(model):
-            model.resize_token_embeddings(rows, mean_resizing=False)
+        grow(model, directory)
         wrapped: Any = attach(model, directory)
         model = wrapped.merge_and_unload()
     return model
+
+
+def grow(model: PreTrainedModel, directory: Path) -> None:
+    """Give the model as many rows of embeddings as the adapter of the directory brings, where it brings them."""
+    rows = embedding_rows(directory)
+    if rows and rows != _rows(model):
+        model.resize_token_embeddings(rows, mean_resizing=False)
 
 
 def attach(model: PreTrainedModel, directory: Path) -> Any:
@@ -138,8 +145,9 @@ def adapter_tensors(directory: Path) -> dict[str, tuple[int, ...]]:
                 return {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
         except (SafetensorError, OSError) as error:
             raise BackboneError(f"backbone.adapters: {file} cannot be read: {error}") from None
-    old = directory / "adapter_model.bin"
-    if not old.is_file():
+    # Checkpoints of early Trainers have an adapter under the second name.
+    old = next((file for file in map(directory.joinpath, PICKLES) if file.is_file()), None)
+    if old is None:
         raise BackboneError(f"backbone.adapters: {directory} has no adapter_model.safetensors")
     return {name: tuple(tensor.shape) for name, tensor in pickled(old, "adapters").items()}
 

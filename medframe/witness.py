@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from medframe import quiet, worker
 from medframe.answer import Answerer
+from medframe.decoding import Decoding
 from medframe.proof import WITNESS, logits
 from medframe.trained import open_run
 
@@ -56,7 +57,7 @@ def _differs(model: Any, recorded: Path) -> str | None:
 
 
 def _answer(model: Any, encoder: Encoder, ids: list[int]) -> str:
-    return "".join(Answerer(model, encoder).continued(ids, 128)).strip()
+    return Answerer(model, encoder).continued(ids, Decoding(max_new_tokens=128)).strip()
 
 
 if __name__ == "__main__":

@@ -116,7 +116,8 @@ def sent(page: Page, at: int = -1) -> Any:
     # Waited for here: what playwright itself waits with is against the page's policy.
     return page.evaluate(
         """async (at) => {
-          while (!asked.at(at)) await new Promise((done) => setTimeout(done, 20));
+          const late = performance.now() + 15000;
+          while (!asked.at(at) && performance.now() < late) await new Promise((done) => setTimeout(done, 20));
           return asked.at(at).request;
         }""",
         at,

@@ -5,16 +5,20 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 
+from medframe.cli.decoding import chosen, decodes
+from medframe.cli.opening import opens
+
 
 @click.command("chat", short_help="Talk to what a run trained.")
-@click.argument("run", type=click.Path(path_type=Path))
-@click.option("--base", type=click.Path(path_type=Path), help="Where the base model lies now, should it have moved.")
-@click.option("--max-new-tokens", default=256, show_default=True, type=click.IntRange(1), help="Longest answer.")
-def command(run: Path, base: Path | None, max_new_tokens: int) -> None:
-    """Talk to what RUN trained; weights and prompt format are its manifest's. /clear forgets, /exit leaves."""
+@opens
+@decodes
+@click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
+def command(run: Path, base: Path | None, prompt: str | None, seed: int, **decoding: Any) -> None:
+    """Talk to RUN: a run, a merged model, or with --prompt any directory of weights. /clear forgets, /exit leaves."""
     from medframe import quiet
     from medframe.answer import Answerer
     from medframe.dataset import Turn
@@ -24,13 +28,17 @@ def command(run: Path, base: Path | None, max_new_tokens: int) -> None:
     quiet.libraries()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # a stray byte is no reason to end
-    opened = open_run(run, base)
-    prompt = opened.encoder.prompt
+    opened = open_run(run, base, prompt=prompt)
+    spoken = opened.encoder.prompt
+    settings = chosen(opened.decoding, **decoding)
     answerer = Answerer(opened.model(), opened.encoder)
-    click.echo(f"{run}: format {opened.manifest['prompt']['use']}. /clear forgets the conversation, /exit leaves.")
-    if opened.backbone.weights == "tiny":
+    click.echo(
+        f"{run}: format {opened.manifest['prompt']['use']}. Decoding: {settings.told()}. "
+        "/clear forgets the conversation, /exit leaves."
+    )
+    if opened.is_tiny:
         click.echo("The base is a tiny random model: it proves the pipeline and knows no medicine.")
-    if not prompt.multi_turn:
+    if not spoken.multi_turn:
         click.echo("This format has no turns: each question is answered on its own, without what was said before.")
     turns: list[Turn] = []
     while (question := _ask()) is not None:
@@ -39,9 +47,9 @@ def command(run: Path, base: Path | None, max_new_tokens: int) -> None:
             click.echo("(forgotten)")
         if question in ("", "/clear"):
             continue
-        turns = [*turns, Turn("user", question)] if prompt.multi_turn else [Turn("user", question)]
+        turns = [*turns, Turn("user", question)] if spoken.multi_turn else [Turn("user", question)]
         said = ""
-        answer = answerer.stream(turns, max_new_tokens)
+        answer = answerer.stream(turns, settings, f"{seed}/{len(turns)}")
         try:
             for piece in answer:
                 said += piece

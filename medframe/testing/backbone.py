@@ -83,6 +83,12 @@ class BackboneContract(ComponentContract):
         assert bare.load_config().to_dict() == self.tiny().load_config().to_dict()
         assert bare.load_tokenizer().get_vocab() == self.tiny().load_tokenizer().get_vocab()
 
+    def test_model_types_name_the_tiny_model(self) -> None:
+        named = self.cls().model_types
+        assert isinstance(named, tuple), "model_types is a tuple: ('llama',)"
+        found = self.tiny().load_config().model_type
+        assert not named or {found, "*"} & {*named}, f"model_types does not name the tiny model's own, {found}"
+
     @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
     def test_model_runs(self, dtype: str) -> None:
         import torch

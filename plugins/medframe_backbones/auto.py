@@ -30,6 +30,7 @@ class Auto(Backbone):
     """The token that pads, by its text; null: the tokenizer's own, else one that is there for it or unused."""
 
     lora_targets: ClassVar[tuple[str, ...]] = ("all-linear",)
+    model_types: ClassVar[tuple[str, ...]] = ("*",)
     tiny_from: ClassVar[tuple[str, ...]] = (
         "medframe_backbones.tiny",
         "medframe_backbones.tiny_bpe",

@@ -21,6 +21,7 @@ class Bloom(Backbone):
     """BLOOM and BLOOMZ, with an attention that keeps packed samples apart."""
 
     lora_targets: ClassVar[tuple[str, ...]] = ("query_key_value", "dense", "dense_h_to_4h", "dense_4h_to_h")
+    model_types: ClassVar[tuple[str, ...]] = ("bloom",)
     tiny_from: ClassVar[tuple[str, ...]] = (
         "medframe_backbones.tiny",
         "medframe_backbones.tiny_bpe",
@@ -103,6 +104,8 @@ class Bloom(Backbone):
 class Huozi(Bloom):
     """Huozi 1.0: Bloom's architecture with tokens of its own and a context of 2048."""
 
+    # Its config.json is Bloom's: what opens with it, a recipe says.
+    model_types: ClassVar[tuple[str, ...]] = ()
     additional: ClassVar[tuple[str, ...]] = ("<|beginofutterance|>", "<|endofutterance|>", "<|endoftext|>")
     context: ClassVar[int | None] = 2048
 

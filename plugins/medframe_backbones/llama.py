@@ -27,6 +27,7 @@ class Llama(Backbone):
         "up_proj",
         "down_proj",
     )
+    model_types: ClassVar[tuple[str, ...]] = ("llama",)
     tiny_from: ClassVar[str | None] = "medframe_backbones.tiny"
 
     def load_config(self) -> PretrainedConfig:

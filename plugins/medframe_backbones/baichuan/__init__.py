@@ -27,6 +27,7 @@ class Baichuan(Backbone):
     """ALiBi's bias: relative | reference, rounded in bfloat16 as published; auto: config.json's, else relative."""
 
     lora_targets: ClassVar[tuple[str, ...]] = ("W_pack", "o_proj", "gate_proj", "up_proj", "down_proj")
+    model_types: ClassVar[tuple[str, ...]] = ("baichuan",)
     tiny_from: ClassVar[str | tuple[str, ...] | None] = (
         "medframe_backbones.baichuan.tiny",
         "medframe_backbones.tiny",

@@ -1,0 +1,1 @@
+"""`medframe generate`: a file of questions in, a file of answers out."""
