@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -12,8 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import RECIPE, serving
 
 import medframe
+from medframe.compose import compose
+from medframe.recipe import build
+from medframe.run import run as train
 
 sync_api = pytest.importorskip("playwright.sync_api")
 expect = sync_api.expect
@@ -56,9 +59,16 @@ window.fetch = (path, options) => {
 
 
 @pytest.fixture(scope="module")
-def server() -> str:
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """The address of a server with a tuned model and its base, both of a format that holds one question."""
-    return os.environ["PAGE_SERVER"]
+    folder = tmp_path_factory.mktemp("served")
+    rows = [{"query": f"孩子咳嗽第{i}天了，要不要拍片子？", "response": "先听诊；不好再拍。" * 9} for i in range(8)]
+    (folder / "consultations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
+    (folder / "recipe.yaml").write_text(RECIPE, "utf-8")
+    settings = [f"out={folder / 'run'}", "compare=0", "trainer.max_steps=2"]
+    train(build(compose(folder / "recipe.yaml", settings)), say=lambda line: None)
+    with serving(f"consult={folder / 'run'}", "--max-new-tokens", 120) as url:
+        yield url
 
 
 @pytest.fixture(scope="module")
@@ -552,6 +562,12 @@ def test_a_refusal_is_said_in_words(visit: Visit, status: int, code: str | None,
     answering(page, "多休息")
     page.get_by_role("button", name="Try again").click()
     expect(answers(page, "done")).to_contain_text("多休息")
+
+
+def test_a_question_longer_than_the_model_reads_is_refused_as_such(visit: Visit) -> None:
+    page = visit()
+    ask(page, "头痛" * 3000)
+    expect(answers(page, "failed")).to_contain_text("This is more than the model can read at once.")
 
 
 def test_an_error_in_the_middle_keeps_what_came(visit: Visit) -> None:

@@ -265,7 +265,8 @@ class _Service:
         """Have them answered, at once or as a stream; Overloaded where there is no place."""
         context = served.answerer.context
         if any(context and len(each.ids) >= context for each in requests):
-            raise Refused(f"the question takes {len(requests[0].ids)} tokens; the model's context is {context}")
+            message = f"the question takes {len(requests[0].ids)} tokens; the model's context is {context}"
+            raise Refused(message, code="context_length_exceeded")
         began = time.monotonic()
         key = getattr(http.state, "key_id", None)
 

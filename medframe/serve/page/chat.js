@@ -95,30 +95,32 @@ export class Chat {
     this.#scroller.grown();
   }
 
-  #ask(text) {
-    if (!this.#hasModel()) return false;
-    const question = add(this.#talk, path(this.#talk).at(-1), { role: "user", text });
-    this.#answer(question);
+  async #ask(text) {
+    return this.#put((talk) => add(talk, path(talk).at(-1), { role: "user", text }));
+  }
+
+  async #edit(turn, text) {
+    return this.#put((talk) => add(talk, before(talk, turn), { role: "user", text }));
+  }
+
+  async #regenerate(answer) {
+    return this.#put((talk) => {
+      const question = before(talk, answer);
+      // An answer of which nothing came is not worth an arrow.
+      if (!answer.text) drop(talk, answer);
+      return question;
+    });
+  }
+
+  /** Has the question that `of` takes from the conversation answered; false where there is no model to ask. */
+  async #put(of) {
+    const talk = this.#talk;
+    if (!modelOf(this.#model.value)) await refresh().then(() => this.offerModels(), () => {});
+    const model = modelOf(this.#model.value);
+    if (!model) tell(say("no_models"));
+    if (!model || this.#asked.has(talk.id) || this.#talk !== talk) return false;
+    this.#answer(talk, of(talk), model);
     return true;
-  }
-
-  #hasModel() {
-    if (modelOf(this.#model.value)) return true;
-    tell(say("no_models"));
-    return false;
-  }
-
-  #edit(turn, text) {
-    if (!this.#hasModel()) return;
-    this.#answer(add(this.#talk, before(this.#talk, turn), { role: "user", text }));
-  }
-
-  #regenerate(answer) {
-    const question = before(this.#talk, answer);
-    if (this.#asked.has(this.#talk.id) || !this.#hasModel()) return;
-    // An answer of which nothing came is not worth an arrow.
-    if (!answer.text) drop(this.#talk, answer);
-    this.#answer(question);
   }
 
   #show(turn) {
@@ -127,9 +129,7 @@ export class Chat {
     this.render();
   }
 
-  async #answer(question) {
-    const talk = this.#talk;
-    const model = modelOf(this.#model.value);
+  async #answer(talk, question, model) {
     const control = new AbortController();
     const answer = add(talk, question, { role: "assistant", ...begun(model.id) });
     talk.model = model.id;

@@ -11,6 +11,7 @@ import { Scroller } from "./scroller.js";
 import { called, modelOf, offer, pair, refresh, served } from "./served.js";
 import { speak } from "./spoken.js";
 import { listeners } from "./store.js";
+import { tell } from "./toast.js";
 import { languageOf, say } from "./words.js";
 
 /** So many comparisons are kept. */
@@ -56,8 +57,10 @@ export class Compare {
     this.#scroller.grown();
   }
 
-  #ask(question) {
+  async #ask(question) {
+    if (!served().length) await refresh().then(() => this.offerModels(), () => {});
     const models = [modelOf(this.#left.value), modelOf(this.#right.value)];
+    if (!models.every(Boolean)) tell(say("no_models"));
     if (!models.every(Boolean) || this.#asked) return false;
     const round = { id: fresh(), question, answers: models.map((model) => begun(model.id)) };
     this.#rounds = [...this.#rounds, round].slice(-KEPT);
@@ -91,7 +94,8 @@ export class Compare {
   #round(round) {
     const again = () => {
       const models = round.answers.map((answer) => modelOf(answer.model));
-      if (this.#asked || !models.every(Boolean)) return;
+      if (!models.every(Boolean)) tell(say("model_gone"));
+      if (!models.every(Boolean) || this.#asked) return;
       round.answers = models.map((model) => begun(model.id));
       this.#answer(round, models);
     };
