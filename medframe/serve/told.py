@@ -64,7 +64,7 @@ class Answer:
         prefix = "chatcmpl" if self.kind == "chat" else "cmpl"
         return {"id": f"{prefix}-{self.id}", "object": name, "created": self.created, "model": self.model}
 
-    def _ids(self, request: Request, start: int) -> dict[str, list[int]]:
+    def _ids(self, request: Request, start: int) -> dict[str, Any]:
         return {"token_ids": request.tokens[start:]} if self.token_ids else {}
 
     def _logprobs(self, request: Request, start: int) -> dict[str, Any] | None:
