@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 
 class Answerer:
-    """A model and the prompt format that it was trained with."""
+    """A model and the prompt format that it was trained with.
 
-    def __init__(self, model: Any, encoder: Encoder) -> None:
+    Where the model answers elsewhere it is None, and its configuration is given: `request` is all there is then.
+    """
+
+    def __init__(self, model: Any, encoder: Encoder, config: Any = None) -> None:
         self.model = model
         self.encoder = encoder
         tokenizer = encoder.tokenizer
         self.ends = frozenset(i for token in ("eos", *encoder.prompt.stop) for i in resolve(token, tokenizer))
-        config = model.config.get_text_config()
+        config = (config or model.config).get_text_config()
         # Where positions have no end (ALiBi), the length that the model was trained with keeps the memory from filling.
         self.context: int | None = getattr(config, "max_position_embeddings", None) or getattr(
             config, "model_max_length", None

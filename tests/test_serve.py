@@ -320,3 +320,41 @@ def test_what_would_be_unsafe_or_cannot_be_is_not_started(
     ended = medframe("serve", model, "--prompt", "chatmed", "--port", 0, *arguments)
     assert ended.code == 2
     assert said in ended.err
+
+
+def test_another_engine_gets_token_ids_and_never_messages(model: Path, expected: str, tmp_path: Path) -> None:
+    audit = tmp_path / "audit"
+    with (
+        serving(f"tiny={model}", "--prompt", "bentsao-bloom", "--token-ids", "--audit", audit) as engine,
+        serving(f"tiny={model}", "--prompt", "chatmed", "--engine-url", engine) as url,
+    ):
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
+        answer = client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=12)
+        assert answer.choices[0].message.content == expected  # by chatmed's layout, which the engine does not know
+        assert answer.usage
+        assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (15, 12)
+        pieces = client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=12, stream=True)
+        assert "".join(piece.choices[0].delta.content or "" for piece in pieces).strip() == expected
+        with pytest.raises(openai.BadRequestError, match="not told by this engine"):
+            client.chat.completions.create(model="tiny", messages=ASKED, logprobs=True)
+        assert json.loads(audit.read_text().splitlines()[-1])["prompt_tokens"] == 15
+    with serving(f"tiny={model}", "--prompt", "chatmed", "--engine-url", engine) as url:
+        body = json.dumps({"model": "tiny", "messages": ASKED})
+        status, answer_, _ = send(url, "/v1/chat/completions", body)
+        assert (status, answer_["error"]["type"]) == (500, "server_error")
+
+
+def test_vllm_that_is_not_there_or_does_not_start_is_told(
+    medframe: Medframe, here: Path, model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = ["serve", model, "--prompt", "chatmed", "--port", 0, "--engine", "vllm"]
+    monkeypatch.setenv("PATH", str(here))
+    ended = medframe(*line)
+    assert ended.code == 2
+    assert "pip install vllm" in ended.err
+    program = here / "vllm"
+    program.write_text("#!/bin/sh\necho no GPU; exit 3\n")
+    program.chmod(0o755)
+    ended = medframe(*line)
+    assert ended.code == 2
+    assert "it ended with 3: no GPU" in ended.err

@@ -32,6 +32,8 @@ KEYS = "MEDFRAME_API_KEY"
 @click.option("--token-ids", is_flag=True, help="Take token ids in /v1/completions, control tokens among them.")
 @click.option("--disclaimer", is_flag=True, help="End each answer with the disclaimer.")
 @click.option("--legacy", type=click.Choice(["chatmed"]), help="Answer ChatMed's own /chatmed_generate too.")
+@click.option("--engine", type=click.Choice(["own", "vllm"]), default="own", show_default=True)
+@click.option("--engine-url", metavar="URL", help="A vLLM that serves the same names already; its key in VLLM_API_KEY.")
 @click.option("--audit", type=click.Path(path_type=Path), metavar="FILE", help="A line a request; else to stderr.")
 def command(
     runs: tuple[str, ...],
@@ -50,6 +52,8 @@ def command(
     token_ids: bool,
     disclaimer: bool,
     legacy: str | None,
+    engine: str,
+    engine_url: str | None,
     audit: Path | None,
     **decoding: Any,
 ) -> None:
@@ -64,14 +68,17 @@ def command(
     local = _is_loopback(host)
     if not local and not keys:
         raise click.BadParameter(f"{host} is reached from elsewhere: give --api-key or {KEYS}", param_hint="--host")
+    from contextlib import ExitStack
     from dataclasses import replace
 
     from medframe import quiet
     from medframe.serve.app import Settings
     from medframe.serve.audit import Audit
     from medframe.serve.limits import Limits
-    from medframe.serve.models import load, named
+    from medframe.serve.models import elsewhere, load, named
+    from medframe.serve.remote import Remote
     from medframe.serve.server import serve
+    from medframe.serve.vllm import started
     from medframe.trained import open_run
 
     quiet.libraries()
@@ -92,10 +99,17 @@ def command(
         legacy=legacy == "chatmed",
     )
     log = Audit(audit)
-    models = load(opened, with_base=not no_base)
+    models = elsewhere(opened) if engine_url or engine == "vllm" else load(opened, with_base=not no_base)
     for each in models.values():
-        click.echo(f"{each.name}: {each.kind}, format {each.opened.manifest['prompt']['use']}. {each.decoding.told()}")
-    serve(models, settings, log, host, port, lambda url: click.echo(f"Listening on {url}"))
+        how = each.decoding.told()
+        click.echo(f"{each.name}: {each.kind}, format {each.opened.manifest['prompt']['use']}. Decoding: {how}")
+    with ExitStack() as stack:
+        remote = None
+        if engine_url:
+            remote = Remote(engine_url, os.environ.get("VLLM_API_KEY"), settings.limits)
+        elif engine == "vllm":
+            remote = Remote(*stack.enter_context(started(opened)), settings.limits)
+        serve(models, settings, log, host, port, lambda url: click.echo(f"Listening on {url}"), remote)
 
 
 def _is_loopback(host: str) -> bool:

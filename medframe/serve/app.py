@@ -28,6 +28,7 @@ from medframe.serve.guard import Guard
 from medframe.serve.limits import Limits
 from medframe.serve.metrics import Metrics
 from medframe.serve.models import Served
+from medframe.serve.remote import Remote
 from medframe.serve.scheduler import Failed, Overloaded, Scheduler, Ticket, TimedOut
 from medframe.serve.told import Answer, problem
 
@@ -69,15 +70,16 @@ class Settings:
     """Whether ChatMed's own /chatmed_generate is answered too."""
 
 
-def app(served: dict[str, Served], settings: Settings, audit: Audit) -> FastAPI:
-    """The server's application; the models are loaded already."""
-    scheduler = Scheduler({name: each.engine(settings.limits) for name, each in served.items()}, settings.limits)
+def app(served: dict[str, Served], settings: Settings, audit: Audit, remote: Remote | None = None) -> FastAPI:
+    """The server's application; the models are loaded already, or `remote` has them."""
+    engines = {} if remote else {name: each.engine(settings.limits) for name, each in served.items()}
+    scheduler = remote or Scheduler(engines, settings.limits)
     service = _Service(served, settings, audit, scheduler)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         yield
-        await asyncio.to_thread(scheduler.end)
+        await scheduler.end()
 
     made = FastAPI(
         title="medframe",
@@ -114,7 +116,7 @@ class _Service:
     served: dict[str, Served]
     settings: Settings
     audit: Audit
-    scheduler: Scheduler
+    scheduler: Scheduler | Remote
     metrics: Metrics = field(init=False)
 
     def __post_init__(self) -> None:
@@ -185,8 +187,9 @@ class _Service:
             for index in range(asked.n):
                 each = served.answerer.after(ids, decoding, f"{_seed(asked.seed)}/{index}")
                 each.logprobs = asked.logprobs
+                each.ends |= frozenset(asked.stop_token_ids)
                 requests.append(each)
-        answer = Answer("text", served.name, served.encoder.tokenizer)
+        answer = Answer("text", served.name, served.encoder.tokenizer, asked.return_token_ids)
         usage = bool(asked.stream_options and asked.stream_options.include_usage)
         return await self._answer(request, served, answer, requests, asked.stream, usage)
 
@@ -263,6 +266,8 @@ class _Service:
         usage: bool,
     ) -> Response:
         """Have them answered, at once or as a stream; Overloaded where there is no place."""
+        if isinstance(self.scheduler, Remote) and any(each.logprobs is not None for each in requests):
+            raise Refused("log-probabilities are not told by this engine", "logprobs")
         context = served.answerer.context
         if any(context and len(each.ids) >= context for each in requests):
             message = f"the question takes {len(requests[0].ids)} tokens; the model's context is {context}"
@@ -304,7 +309,7 @@ class _Service:
         return JSONResponse(answer.whole(requests, self._closing()))
 
     async def _whole(self, ticket: Ticket) -> None:
-        async for _ in self.scheduler.answered(ticket):
+        async for _ in ticket.answered():
             pass
 
     async def _events(
@@ -323,14 +328,14 @@ class _Service:
         async def write(index: int, ticket: Ticket) -> None:
             told = 0
             try:
-                async with aclosing(self.scheduler.answered(ticket)) as pieces:  # type: ignore[type-var]
+                async with aclosing(ticket.answered()) as pieces:  # type: ignore[type-var]
                     async for piece in pieces:
                         upto = len(ticket.request.tokens)
                         queue.put_nowait(answer.piece(index, piece, ticket.request, told))
                         told = upto
                 if closing := self._closing():
                     queue.put_nowait(answer.piece(index, closing, ticket.request, told))
-                queue.put_nowait(answer.ended(index, ticket.request))
+                queue.put_nowait(answer.ended(index, ticket.request, told))
                 queue.put_nowait(None)
             except (TimedOut, Failed) as error:
                 queue.put_nowait(error)

@@ -154,6 +154,10 @@ class Completion(_Sampling):
     """The body of /v1/completions."""
 
     prompt: str | list[str] | list[int] | list[list[int]]
+    return_token_ids: bool = False
+    """Tell the answer's token ids too, as vLLM does."""
+    stop_token_ids: list[int] = Field(default_factory=list, max_length=100)
+    """More tokens that end the answer, as vLLM has it."""
     logprobs: int | None = Field(None, ge=0, le=20)
 
     def prompts(self) -> list[str | list[int]]:

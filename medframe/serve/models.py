@@ -12,7 +12,7 @@ from medframe.answer import Answerer
 from medframe.decoding import Decoding
 from medframe.encode import Encoder
 from medframe.errors import RunError
-from medframe.trained import Opened
+from medframe.trained import Opened, trained
 
 if TYPE_CHECKING:
     from medframe.engine.engine import Engine
@@ -78,6 +78,16 @@ def load(runs: Sequence[tuple[str, Opened]], with_base: bool = True) -> dict[str
             if each.name in served:
                 raise RunError(f"two models are called {each.name}; give each a name: NAME={opened.out}")
             served[each.name] = each
+    return served
+
+
+def elsewhere(runs: Sequence[tuple[str, Opened]]) -> dict[str, Served]:
+    """The same names without any weights: what is needed to lay questions out for an engine that has them."""
+    served: dict[str, Served] = {}
+    for name, opened in runs:
+        whole = trained(opened.backbone, opened.out) if opened.kind == "run" else opened.backbone
+        answerer = Answerer(None, opened.encoder, whole.load_config())
+        served[name] = Served(name, opened, answerer, replace(opened.decoding, num_beams=1), "tuned", None)
     return served
 
 

@@ -62,6 +62,26 @@ class Ticket:
         self.error = error
         self.wake()
 
+    async def answered(self) -> AsyncIterator[str]:
+        """The answer piece by piece. Whatever ends this early frees the place. TimedOut, Failed."""
+        told = 0
+        try:
+            while True:
+                await self.event.wait()
+                self.event.clear()
+                if self.error:
+                    raise self.error
+                finish, said = self.request.finish, self.request.said
+                if finish == "broken":
+                    raise Failed("the model computes no numbers for this question")
+                if len(said) > told:
+                    yield said[told:]
+                    told = len(said)
+                if finish:
+                    return
+        finally:
+            self.gone = True
+
 
 class Scheduler:
     """One thread that owns all engines: between two steps it takes new requests in and lets others go."""
@@ -102,39 +122,19 @@ class Scheduler:
                 raise Overloaded(max(1, round(self._seconds * len(self._waiting) / self._limits.concurrent)))
 
     def submit(self, model: str, request: Request) -> Ticket:
-        """Have it answered; `answered` gives the answer."""
+        """Have it answered; its `answered` gives the answer."""
         ticket = Ticket(model, request, time.monotonic() + self._limits.timeout, asyncio.get_running_loop())
         with self._changed:
             self._waiting.append(ticket)
             self._changed.notify()
         return ticket
 
-    async def answered(self, ticket: Ticket) -> AsyncIterator[str]:
-        """The answer piece by piece. Whatever ends this early frees the place. TimedOut, Failed."""
-        told = 0
-        try:
-            while True:
-                await ticket.event.wait()
-                ticket.event.clear()
-                if ticket.error:
-                    raise ticket.error
-                finish, said = ticket.request.finish, ticket.request.said
-                if finish == "broken":
-                    raise Failed("the model computes no numbers for this question")
-                if len(said) > told:
-                    yield said[told:]
-                    told = len(said)
-                if finish:
-                    return
-        finally:
-            ticket.gone = True
-
-    def end(self) -> None:
+    async def end(self) -> None:
         """Answer no more."""
         with self._changed:
             self._ending = True
             self._changed.notify()
-        self._thread.join(10)
+        await asyncio.to_thread(self._thread.join, 10)
 
     def _run(self) -> None:
         while True:

@@ -13,16 +13,25 @@ if TYPE_CHECKING:
     from medframe.serve.app import Settings
     from medframe.serve.audit import Audit
     from medframe.serve.models import Served
+    from medframe.serve.remote import Remote
 
 
 def check_installed() -> None:
     """RunError where what serving needs is not installed."""
-    if missing := [name for name in ("fastapi", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)]:
+    if missing := [
+        name for name in ("fastapi", "httpx", "uvicorn", "prometheus_client") if not importlib.util.find_spec(name)
+    ]:
         raise RunError(f"serve needs {', '.join(missing)}: pip install 'medframe[serve]'")
 
 
 def serve(
-    models: dict[str, Served], settings: Settings, audit: Audit, host: str, port: int, say: Callable[[str], None]
+    models: dict[str, Served],
+    settings: Settings,
+    audit: Audit,
+    host: str,
+    port: int,
+    say: Callable[[str], None],
+    remote: Remote | None = None,
 ) -> None:
     """Listen until interrupted; answers that are being written have ten seconds to end. RunError for a taken port."""
     import uvicorn
@@ -38,7 +47,7 @@ def serve(
         except OSError as error:
             raise RunError(f"--host {host} --port {port}: {error.strerror or error}") from None
         config = uvicorn.Config(
-            app(models, settings, audit),
+            app(models, settings, audit, remote),
             log_level="warning",
             access_log=False,  # it would tell who asks; the audit does, by key
             server_header=False,

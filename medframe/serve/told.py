@@ -18,6 +18,8 @@ class Answer:
     kind: Literal["chat", "text"]
     model: str
     tokenizer: Any
+    token_ids: bool = False
+    """Whether the token ids of the answer are told."""
     id: str = field(default_factory=lambda: uuid.uuid4().hex[:24])
     created: int = field(default_factory=lambda: int(time.time()))
 
@@ -28,6 +30,7 @@ class Answer:
             text = request.said.strip() + closing if self.kind == "chat" else request.said + closing
             choice: dict[str, Any] = {"index": index, "finish_reason": request.finish}
             choice |= {"message": {"role": "assistant", "content": text}} if self.kind == "chat" else {"text": text}
+            choice |= self._ids(request, 0)
             choices.append(choice | {"logprobs": self._logprobs(request, 0)})
         name = "chat.completion" if self.kind == "chat" else "text_completion"
         return {**self._head(name), "choices": choices, "usage": usage(requests)}
@@ -38,11 +41,11 @@ class Answer:
 
     def piece(self, index: int, text: str, request: Request, told: int) -> dict[str, Any]:
         """A chunk with the next piece of an answer, of which `told` tokens were told before."""
-        return self._chunk(index, {"content": text}, logprobs=self._logprobs(request, told))
+        return self._chunk(index, {"content": text}, logprobs=self._logprobs(request, told), **self._ids(request, told))
 
-    def ended(self, index: int, request: Request) -> dict[str, Any]:
+    def ended(self, index: int, request: Request, told: int) -> dict[str, Any]:
         """The last chunk of an answer."""
-        return self._chunk(index, {}, request.finish)
+        return self._chunk(index, {}, request.finish, None, **self._ids(request, told))
 
     def used(self, requests: Sequence[Request]) -> dict[str, Any]:
         """The chunk that tells the tokens, after all answers."""
@@ -50,9 +53,9 @@ class Answer:
         return {**self._head(name), "choices": [], "usage": usage(requests)}
 
     def _chunk(
-        self, index: int, delta: Mapping[str, str], finish: str | None = None, logprobs: Any = None
+        self, index: int, delta: Mapping[str, str], finish: str | None = None, logprobs: Any = None, **more: Any
     ) -> dict[str, Any]:
-        choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": logprobs}
+        choice: dict[str, Any] = {"index": index, "finish_reason": finish, "logprobs": logprobs, **more}
         if self.kind == "chat":
             return {**self._head("chat.completion.chunk"), "choices": [choice | {"delta": dict(delta)}]}
         return {**self._head("text_completion"), "choices": [choice | {"text": delta.get("content", "")}]}
@@ -60,6 +63,9 @@ class Answer:
     def _head(self, name: str) -> dict[str, Any]:
         prefix = "chatcmpl" if self.kind == "chat" else "cmpl"
         return {"id": f"{prefix}-{self.id}", "object": name, "created": self.created, "model": self.model}
+
+    def _ids(self, request: Request, start: int) -> dict[str, Any]:
+        return {"token_ids": request.tokens[start:]} if self.token_ids else {}
 
     def _logprobs(self, request: Request, start: int) -> dict[str, Any] | None:
         """Those of the tokens from `start` on."""
