@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from medframe.dataset import Turn
 from medframe.decoding import Decoding
 from medframe.engine import request as engine
-from medframe.errors import PromptError
+from medframe.errors import PromptError, TooLong
 from medframe.serve.asked import Chat, Completion, Legacy, Refused
 from medframe.serve.audit import Audit
 from medframe.serve.guard import Guard
@@ -245,7 +245,8 @@ class _Service:
         try:
             return [served.answerer.request(turns, decoding, f"{chosen}/{index}") for index in range(count)]
         except PromptError as error:
-            raise Refused(str(error), "messages") from None
+            code = "context_length_exceeded" if isinstance(error, TooLong) else None
+            raise Refused(str(error), "messages", code=code) from None
 
     def _ids(self, served: Served, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
