@@ -374,6 +374,8 @@ def test_torchrun_under_zero_2_is_the_run_of_one_process(folder: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", sys.executable)
     result = command("recipe.yaml", *LORA, f"{DEEPSPEED}=zero2", "out=by-torchrun", by=launcher)
     assert result.returncode == 0, result.stderr
+    assert "2 processes, as launched.\n" in result.stdout
+    assert result.stdout.count("Training on ") == 1
     assert_same(found(folder, "lora null on 1"), metrics(folder / "by-torchrun"), 5e-6)
     assert weights(folder / "by-torchrun").keys() == weights(folder / "lora null on 1").keys()
 
