@@ -16,14 +16,17 @@ if TYPE_CHECKING:
 
 
 class Answerer:
-    """A model and the prompt format that it was trained with."""
+    """A model and the prompt format that it was trained with.
 
-    def __init__(self, model: Any, encoder: Encoder) -> None:
+    Where the model answers elsewhere it is None, and its configuration is given: `request` is all there is then.
+    """
+
+    def __init__(self, model: Any, encoder: Encoder, config: Any = None) -> None:
         self.model = model
         self.encoder = encoder
         tokenizer = encoder.tokenizer
         self.ends = frozenset(i for token in ("eos", *encoder.prompt.stop) for i in resolve(token, tokenizer))
-        config = model.config.get_text_config()
+        config = (config or model.config).get_text_config()
         # Where positions have no end (ALiBi), the length that the model was trained with keeps the memory from filling.
         self.context: int | None = getattr(config, "max_position_embeddings", None) or getattr(
             config, "model_max_length", None
@@ -36,13 +39,18 @@ class Answerer:
         oldest rounds are left out until it fits, and the answer is as long as there is then room. PromptError when the
         last question does not fit, or the format cannot lay the turns out.
         """
-        from medframe.engine.request import Request
-
         context, longest = self.context, decoding.max_new_tokens
         ids = self.encoder.question(turns, max(context // 2, context - longest) if context else None)
-        if context and len(ids) + longest > context:
-            decoding = replace(decoding, max_new_tokens=context - len(ids))
-        return Request(ids, decoding, self.ends, self.encoder.tokenizer, seed)
+        return self.after(ids, decoding, seed)
+
+    def after(self, ids: Sequence[int], decoding: Decoding, seed: int | str = 0) -> Request:
+        """What the engine needs to go on after these ids, as far as the context reaches."""
+        from medframe.engine.request import Request
+
+        room = self.context - len(ids) if self.context else decoding.max_new_tokens
+        if room < decoding.max_new_tokens:
+            decoding = replace(decoding, max_new_tokens=max(1, room))
+        return Request(list(ids), decoding, self.ends, self.encoder.tokenizer, seed)
 
     def answer(self, turns: Sequence[Turn], decoding: Decoding = USUAL, seed: int | str = 0) -> str:
         """The whole answer to the last user turn."""
@@ -56,9 +64,7 @@ class Answerer:
 
     def continued(self, ids: Sequence[int], decoding: Decoding) -> str:
         """What the model writes after these ids."""
-        from medframe.engine.request import Request
-
-        return "".join(self.answered(Request(list(ids), decoding, self.ends, self.encoder.tokenizer)))
+        return "".join(self.answered(self.after(ids, decoding)))
 
     def answered(self, request: Request) -> Generator[str, None, None]:
         """The answer piece by piece; of a beam search, in one."""

@@ -114,6 +114,10 @@ class Encoder:
                 raise PromptError(f"the question alone takes {len(ids)} tokens; there is room for {room}")
             rounds = rounds[1:]
 
+    def text(self, text: str) -> list[int]:
+        """The ids of a text that no format lays out, after the token that begins every text where there is one."""
+        return [*self._resolve("bos"), *self._tokenise([text])[0]]
+
     def _chunk(self, chunk: list[Sample | BadRow]) -> Iterator[Encoded | Unlearnable | BadRow]:
         results: list[Encoded | Unlearnable | BadRow | None] = []
         spans: list[list[Span]] = []

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from medframe import world as worlds
 from medframe.batch import Batches, Selection
 from medframe.encode import Encoder
 from medframe.errors import DataError
 from medframe.recipe import Recipe, Split
 from medframe.source import Source
 from medframe.store import Examples, examples
+from medframe.trainer import Job, Log
 
 if TYPE_CHECKING:
     import numpy as np
@@ -19,6 +22,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
     from medframe.ledger import Ledger
+
+AnyJob = TypeVar("AnyJob", bound=Job)
 
 
 @dataclass(frozen=True)
@@ -67,6 +72,32 @@ def prepare(recipe: Recipe) -> Prepared:
         Batches(held, recipe.batching, pad, recipe.seed, shuffle=False) if held else None,
         tuple(store.ledger for store in stores.values()),
         tuple(store.digest for store in stores.values()),
+    )
+
+
+def job(
+    recipe: Recipe,
+    prepared: Prepared,
+    log: Log,
+    resume: Path | None = None,
+    kind: type[AnyJob] = Job,  # type: ignore[assignment]
+    **more: Any,
+) -> AnyJob:
+    """What the recipe's trainer is told in this process; `more` are fields that a `kind` of Job of one's own has."""
+    world = worlds.current()
+    return kind(
+        out=recipe.out,
+        backbone=recipe.backbone,
+        tokenizer=prepared.tokenizer,
+        prompt=prepared.encoder.prompt,
+        train=prepared.train,
+        held_out=prepared.held_out,
+        seed=recipe.seed,
+        resume=resume,
+        log=log,
+        rank=world.rank,
+        world=world.size,
+        **more,
     )
 
 

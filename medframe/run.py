@@ -19,13 +19,12 @@ from medframe.card import card, comparison, shown
 from medframe.checkpoints import checkpoints, newest, put_all_right, step
 from medframe.errors import PromptError, RunError, Terminated
 from medframe.lengths import lengths
-from medframe.prepare import Prepared, check_context, prepare
+from medframe.prepare import Prepared, check_context, job, prepare
 from medframe.progress import RunLog
 from medframe.proof import reloaded
 from medframe.recipe import Recipe
 from medframe.saving import write
 from medframe.trained import read_manifest
-from medframe.trainer import Job
 
 OWN = (
     "recipe.yaml",
@@ -149,21 +148,8 @@ def _fit(recipe: Recipe, prepared: Prepared, log: RunLog | None, checkpoint: Pat
     world = worlds.current()
     by = f", by {world.size} processes" if world.size > 1 else ""
     say(f"Training on {len(prepared.train):,} examples, {len(prepared.held_out or ()):,} held out{by}.")
-    job = Job(
-        out=recipe.out,
-        backbone=recipe.backbone,
-        tokenizer=prepared.tokenizer,
-        prompt=prepared.encoder.prompt,
-        train=prepared.train,
-        held_out=prepared.held_out,
-        seed=recipe.seed,
-        resume=checkpoint,
-        log=log or _unwritten,
-        rank=world.rank,
-        world=world.size,
-    )
     try:
-        recipe.trainer.fit(job)
+        recipe.trainer.fit(job(recipe, prepared, log or _unwritten, checkpoint))
     except (KeyboardInterrupt, Terminated):
         if log:
             log.close()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
 import json
 import os
+import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -51,6 +55,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def frozen() -> None:
+    """Garbage is collected without a look at the libraries: accelerate and transformers have it done in every run."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture
 def medframe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Medframe:
     """Runs `medframe ARGS...` in this process, from the working directory of the test."""
@@ -66,6 +77,27 @@ def medframe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
         return Ended(end.value.code, out, err)
 
     return call
+
+
+@contextmanager
+def serving(*arguments: object) -> Iterator[str]:
+    """`medframe serve ARGS...` in a process of its own, on a free port; its address."""
+    line = [sys.executable, "-m", "medframe", "serve", *map(str, arguments), "--port", "0"]
+    with tempfile.TemporaryFile("w+") as said:
+        process = subprocess.Popen(line, stdout=subprocess.PIPE, stderr=said, text=True)
+        try:
+            assert process.stdout
+            for told in process.stdout:
+                if told.startswith("Listening on "):
+                    yield told.split()[-1]
+                    return
+            said.seek(0)
+            raise AssertionError(f"it ended with {process.wait()}: {said.read()}")
+        finally:
+            process.terminate()
+            process.wait(30)
+            said.seek(0)
+            assert "Traceback" not in said.read()
 
 
 @pytest.fixture

@@ -18,7 +18,26 @@ from mirror import Mirror, serving
 from medframe_backbones.llama import Llama
 
 DEAD = "http://127.0.0.1:9"
-SHORT = ["held_out={rows: 2}", "compare=0", "trainer.max_steps=1", "trainer.warmup_steps=0", "trainer.logging_steps=1"]
+SHORT = [
+    "held_out={rows: 2}",
+    "compare=0",
+    "trainer.max_steps=2",
+    "trainer.save_steps=1",
+    "trainer.warmup_steps=0",
+    "trainer.modules_to_save=[]",
+]
+BOUND = """
+import json, sys
+from medframe.compose import compose
+from medframe.manifest import describe
+from medframe.prepare import prepare
+from medframe.recipe import build
+from medframe.shipped import recipes
+recipe = build(compose(recipes()["chatmed"], sys.argv[1:]))
+recipe.backbone.load_model()
+print(json.dumps(describe(recipe, prepare(recipe))))
+"""
+"""What a run of the recipe would be bound to, its weights being read."""
 Command = Callable[..., subprocess.CompletedProcess[str]]
 
 
@@ -80,7 +99,7 @@ def is_download(line: str) -> bool:
     return line.startswith("GET ") and "/resolve/" in line
 
 
-def test_a_run_on_hub_weights_and_data_is_bound_to_one_commit_and_goes_again_offline(
+def test_a_run_on_hub_weights_and_data_is_bound_to_one_commit_resumed_or_offline(
     command: Command, mirror: Mirror, weights: Path, here: Path
 ) -> None:
     (here / "mine.jsonl").write_bytes(rows(90, 4))
@@ -106,36 +125,26 @@ def test_a_run_on_hub_weights_and_data_is_bound_to_one_commit_and_goes_again_off
     assert "From `hf://datasets/someone/rows@v2/data/*`." in card
     assert str(here) not in card
 
-    # The main branch moves on: the run still means the model that it was trained on.
-    main = mirror.repositories["models/someone/tiny"]["main"]
-    mirror.repositories["models/someone/tiny"]["main"] = {**main, "config.json": b"{}"}
+    # The branches move on: the run still means the model that it was trained on.
+    for repository, branch in (("models/someone/tiny", "main"), ("datasets/someone/rows", "v2")):
+        mirror.repositories[repository][branch] = {"config.json": b"{}"}
     mirror.asked.clear()
     succeeded(command(*medframe_("chat", "first")))
     assert mirror.asked == []
 
-    succeeded(command(*medframe_("run", "chatmed", *names, *SHORT, "out=again"), HF_HUB_OFFLINE="1", HF_ENDPOINT=DEAD))
-    again = json.loads((here / "again/manifest.json").read_text("utf-8"))
-    assert again["hub"] == manifest["hub"]
-    assert again["data"] == manifest["data"]
-
-
-def test_a_run_that_is_resumed_stays_with_the_commit_that_it_began_on(
-    command: Command, mirror: Mirror, here: Path
-) -> None:
-    names = ["backbone.weights=someone/tiny", "data.consult.path=hf://datasets/someone/rows"]
-    lines = medframe_("run", "chatmed", *names, *SHORT, "trainer.max_steps=2", "trainer.save_steps=1", "out=mine")
-    succeeded(command(*lines))
     # As a kill after the first checkpoint leaves it.
-    manifest = json.loads((here / "mine/manifest.json").read_text("utf-8"))
-    (here / "mine/manifest.json").write_text(json.dumps({**manifest, "state": "training"}), "utf-8")
-    shutil.rmtree(here / "mine/checkpoints/checkpoint-2")
-    shutil.rmtree(here / "mine/adapter")
-    for repository in ("models/someone/tiny", "datasets/someone/rows"):
-        mirror.repositories[repository]["main"] = {"config.json": b"{}"}
-    mirror.asked.clear()
-    assert "Going on from checkpoint-1." in succeeded(command(*lines, "--resume")).stdout
+    again = here / "first"
+    (again / "manifest.json").write_text(json.dumps({**manifest, "state": "training"}), "utf-8")
+    shutil.rmtree(again / "checkpoints/checkpoint-2")
+    shutil.rmtree(again / "adapter")
+    lines = medframe_("run", "chatmed", *names, *SHORT, "out=first", "--resume")
+    assert "Going on from checkpoint-1." in succeeded(command(*lines)).stdout
     assert mirror.asked == []
-    assert json.loads((here / "mine/manifest.json").read_text("utf-8"))["hub"] == manifest["hub"]
+    assert json.loads((again / "manifest.json").read_text("utf-8"))["hub"] == manifest["hub"]
+
+    bound = succeeded(command("-c", BOUND, *names, *SHORT, HF_HUB_OFFLINE="1", HF_ENDPOINT=DEAD)).stdout
+    assert json.loads(bound)["hub"] == manifest["hub"]
+    assert [source["content"] for source in json.loads(bound)["data"]] == [s["content"] for s in manifest["data"]]
 
 
 def test_a_run_on_a_local_directory_asks_the_hub_for_nothing(
@@ -188,29 +197,49 @@ def test_a_download_that_was_interrupted_goes_on(command: Command, mirror: Mirro
 # ---- what cannot be had, in one line
 
 
+WEIGHTS = {
+    "backbone.weights=someone/nothing": "MIRROR has no model someone/nothing, or a private one: check the",
+    "backbone.tokenizer=someone/nothing": "backbone.tokenizer: no directory someone/nothing is here, and",
+    "backbone.adapters=[someone/nothing]": "backbone.adapters: no directory someone/nothing is here, and",
+    "backbone.weights=someone/tiny@v9": "someone/tiny has no revision 'v9' at MIRROR/someone/tiny",
+    "backbone.weights=someone/gated": "is gated: accept its conditions at MIRROR/someone/gated, then log in",
+    "backbone.weights=hf://someone/tiny": "a hub model is named OWNER/NAME or OWNER/NAME@REVISION",
+}
+
+
 @pytest.mark.parametrize(
-    ("override", "environment", "said"),
+    ("problems", "environment"),
     [
-        ("backbone.weights=someone/nothing", {}, "MIRROR has no model someone/nothing, or a private one: check the"),
-        ("backbone.tokenizer=someone/nothing", {}, "backbone.tokenizer: no directory someone/nothing is here, and"),
-        ("backbone.adapters=[someone/nothing]", {}, "backbone.adapters: no directory someone/nothing is here, and"),
-        ("backbone.weights=someone/tiny@v9", {}, "someone/tiny has no revision 'v9' at MIRROR/someone/tiny"),
-        ("backbone.weights=someone/gated", {}, "is gated: accept its conditions at MIRROR/someone/gated, then log in"),
-        ("backbone.weights=hf://someone/tiny", {}, "a hub model is named OWNER/NAME or OWNER/NAME@REVISION"),
-        ("backbone.weights=someone/tiny", {"HF_ENDPOINT": DEAD}, f"someone/tiny could not be fetched from {DEAD}: "),
-        ("backbone.weights=someone/tiny", {"HF_HUB_OFFLINE": "1"}, "someone/tiny is not in the cache, "),
-        ("backbone.weights=someone/tiny", {"HF_HUB_OFFLINE": "1"}, "and HF_HUB_OFFLINE is on: fetch it once without"),
+        (WEIGHTS, {}),
+        ({"backbone.weights=someone/tiny": f"someone/tiny could not be fetched from {DEAD}: "}, {"HF_ENDPOINT": DEAD}),
+        (
+            {
+                "backbone.weights=someone/tiny": "someone/tiny is not in the cache, ",
+                "backbone.tokenizer=someone/tiny": "and HF_HUB_OFFLINE is on: fetch it once without",
+            },
+            {"HF_HUB_OFFLINE": "1"},
+        ),
     ],
 )
 def test_weights_that_cannot_be_had(
-    command: Command, mirror: Mirror, override: str, environment: dict[str, str], said: str
+    command: Command, mirror: Mirror, problems: dict[str, str], environment: dict[str, str]
 ) -> None:
     mirror.repositories["models/someone/gated"] = mirror.repositories["models/someone/tiny"]
     mirror.gated.add("models/someone/gated")
-    ended = command(*medframe_("check", "chatmed", override), **environment)
-    assert ended.returncode == 2
-    (problem,) = [line for line in ended.stdout.splitlines() if "problem" in line]
-    assert said.replace("MIRROR", mirror.url) in problem
+    every = """if True:
+        import sys
+        from medframe.cli import main
+        for override in sys.argv[1:]:
+            sys.argv = ["medframe", "check", "chatmed", override]
+            try:
+                main()
+            except SystemExit as end:
+                assert end.code == 2
+    """
+    printed = succeeded(command("-c", every, *problems, **environment)).stdout
+    found = [line for line in printed.splitlines() if "problem" in line]
+    for said, line in zip(problems.values(), found, strict=True):
+        assert said.replace("MIRROR", mirror.url) in line
 
 
 DATA = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -13,8 +14,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
+from conftest import Medframe
 
-ROOT = Path(__file__).parents[1]
 PLUGIN = '''\
 """A trainer that averages gradients over processes, in a plain loop; data that no two processes need to agree on."""
 
@@ -246,7 +247,7 @@ def finished(launch: Launch, processes: int = 2) -> None:
     assert steps == [1, 2, 3, 4]
 
 
-def test_two_processes_train_one_model(launch: Launch) -> None:
+def test_two_processes_train_one_model(launch: Launch, medframe: Medframe, monkeypatch: pytest.MonkeyPatch) -> None:
     code, out, err = launch.ended(UNKEPT, "compare=1")
     assert code == 0, err
     assert err == ""
@@ -258,11 +259,10 @@ def test_two_processes_train_one_model(launch: Launch) -> None:
         "rank-1",
     ]
     launch.nothing_is_left()
-    chat = [sys.executable, "-m", "medframe", "chat", "run", "--max-new-tokens", "8"]
-    said = subprocess.run(
-        chat, cwd=launch.folder, env=launch.environment, input="头痛\n", capture_output=True, text=True
-    )
-    assert said.returncode == 0, said.stderr
+    monkeypatch.chdir(launch.folder)
+    monkeypatch.setattr("sys.stdin", io.StringIO("头痛\n"))
+    said = medframe("chat", "run", "--max-new-tokens", 8)
+    assert said.code == 0, said.err
     assert launch.ended("--resume")[0] == 2  # it has finished
 
 
@@ -357,13 +357,6 @@ def test_a_launch_that_does_not_say_enough_is_an_error(
     assert "Traceback" not in err
 
 
-def test_a_launch_of_one_is_a_plain_run(launch: Launch) -> None:
-    code, out, err = launch.ended(RANK="0", WORLD_SIZE="1")
-    assert code == 0, err
-    assert "1 process, as launched." in out
-    finished(launch, 1)
-
-
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_process_that_waits_for_others_to_come_hears_signals(launch: Launch, number: int) -> None:
     port = free_port()
@@ -416,31 +409,23 @@ def test_processes_with_different_data_do_not_train(launch: Launch) -> None:
     assert err == "Error: rank 1 has another data than rank 0: every process must read the same\n"
 
 
-@pytest.mark.parametrize("rank", [0, 1])
-def test_a_killed_process_takes_the_others_along_and_the_run_goes_on_by_one(launch: Launch, rank: int) -> None:
-    process = launch.start(UNKEPT, TROUBLE=f"{rank} sleep")
-    os.kill(int(launch.wait_for("pid", process).read_text()), signal.SIGKILL)
+# Rank 0 and the supervisor are killed in test_kills.py.
+def test_a_killed_process_takes_the_others_along_and_the_run_goes_on_in_a_launch_of_one(launch: Launch) -> None:
+    process = launch.start(UNKEPT, TROUBLE="1 sleep")
+    pid = launch.wait_for("pid", process).read_text()
+    assert len(launch.processes()) == 3
+    os.kill(int(pid), signal.SIGKILL)
     code, _, err = end(process)
     assert code == 1
     assert err == (
-        f"Error: rank {rank} was killed by SIGKILL (out of memory?); the last whole checkpoint is kept: "
-        "go on with --resume\n"
+        "Error: rank 1 was killed by SIGKILL (out of memory?); the last whole checkpoint is kept: go on with --resume\n"
     )
     launch.nothing_is_left()
-    if rank == 1:
-        code, out, err = launch.ended(UNKEPT, "processes=1", "--resume")
-        assert code == 0, err
-        assert "Going on from checkpoint-2." in out
-        finished(launch, 1)
-
-
-def test_nothing_outlives_a_killed_command(launch: Launch) -> None:
-    process = launch.start(UNKEPT, TROUBLE="1 sleep")
-    launch.wait_for("pid", process)
-    assert len(launch.processes()) == 3
-    process.kill()
-    end(process)
-    launch.nothing_is_left()
+    code, out, err = launch.ended(UNKEPT, "--resume", RANK="0", WORLD_SIZE="1")
+    assert code == 0, err
+    assert "1 process, as launched." in out
+    assert "Going on from checkpoint-2." in out
+    finished(launch, 1)
 
 
 def test_the_last_proof_does_not_outlive_a_killed_run(launch: Launch) -> None:

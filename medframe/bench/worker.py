@@ -25,7 +25,7 @@ from medframe.flops import Load, load_of
 from medframe.flops import work as work_of
 from medframe.live import Live, alive
 from medframe.manifest import machine
-from medframe.prepare import check_context, prepare
+from medframe.prepare import check_context, job, prepare
 from medframe.recipe import Recipe
 from medframe.trainer import Job
 
@@ -63,22 +63,9 @@ def work(recipe: Recipe, folder: Path, steps: int) -> None:
     check_context(recipe, prepared)
     clock = Clock(folder / TURNS if world.rank == 0 else None, steps)
     prepared.train.seen = clock.saw
-    job = _Job(
-        out=out,
-        backbone=recipe.backbone,
-        tokenizer=prepared.tokenizer,
-        prompt=prepared.encoder.prompt,
-        train=prepared.train,
-        held_out=None,
-        seed=recipe.seed,
-        resume=None,
-        log=clock.logged,
-        rank=world.rank,
-        world=world.size,
-        clock=clock,
-    )
+    told = job(recipe, replace(prepared, held_out=None), clock.logged, kind=_Job, clock=clock)
     with suppress(Enough):
-        recipe.trainer.fit(job)
+        recipe.trainer.fit(told)
     found = clock.found() | {
         "kind": prepared.train.kind,
         "reason": prepared.train.reason,

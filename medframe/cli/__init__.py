@@ -23,6 +23,7 @@ VERBS = {
     "preview": "preview",
     "chat": "chat",
     "generate": "generate",
+    "serve": "serve",
     "merge": "merge",
     "report": "report",
     "recipes": "recipes",

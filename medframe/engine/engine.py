@@ -88,6 +88,11 @@ class Engine:
         if request in self._live:
             self._keep([each is not request for each in self._live])
 
+    def clear(self) -> None:
+        """Forget all of them."""
+        self._arriving.clear()
+        self._live, self._lengths, self._cache, self._left = [], [], None, 0
+
     @torch.no_grad()
     def step(self) -> list[Request]:
         """Read some of what arrives and write one token of each answer; the requests that went on or ended by it."""

@@ -17,7 +17,6 @@ from medframe.checkpoints import checkpoints
 from medframe.checkpoints import step as step_of
 from medframe.plugins import Kind
 from medframe.testing.component import ComponentContract
-from medframe.trainer import Job, Trainer
 
 if TYPE_CHECKING:
     import torch
@@ -140,7 +139,7 @@ class TrainerContract(ComponentContract):
 
         Returns the steps whose loss was logged.
         """
-        from medframe.prepare import prepare
+        from medframe.prepare import job, prepare
 
         steps: list[int] = []
 
@@ -150,22 +149,9 @@ class TrainerContract(ComponentContract):
             if resume is None and checkpoints(out):
                 signal.raise_signal(signal.SIGINT)
 
-        prepared = prepare(recipe)
-        trainer = recipe.trainer
-        assert isinstance(trainer, Trainer)
-        job = Job(
-            out=out,
-            backbone=recipe.backbone,
-            tokenizer=prepared.tokenizer,
-            prompt=prepared.encoder.prompt,
-            train=prepared.train,
-            held_out=prepared.held_out,
-            seed=recipe.seed,
-            resume=resume,
-            log=log,
-        )
+        recipe = replace(recipe, out=out)
         with _one_thread():
-            trainer.fit(job)
+            recipe.trainer.fit(job(recipe, prepare(recipe), log, resume))
         return steps
 
 
