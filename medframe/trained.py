@@ -87,7 +87,16 @@ def open_run(out: Path, base: Path | None = None, proven: bool = True, prompt: s
         found = model.read(out, manifest, prompt)
         manifest |= found.layout() if manifest["prompt"] is None else {}
     assert found.prompt is not None
-    return Opened(out, manifest, found.backbone, Encoder(found.prompt, found.tokenizer))
+    return Opened(out, manifest, found.backbone, Encoder(found.prompt, found.tokenizer), _decoding(out, manifest))
+
+
+def _decoding(out: Path, manifest: dict[str, Any]) -> Decoding:
+    """How a model directory answers: as the run that was merged into it."""
+    try:
+        settings = manifest.get("decoding") or {}
+        return Decoding(**{**settings, "stop": tuple(settings.get("stop", ()))})
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RunError(f"{out / 'manifest.json'} is broken: decoding: {error}") from None
 
 
 def _open_run(out: Path, manifest: dict[str, Any], base: Path | None, proven: bool) -> Opened:

@@ -103,7 +103,8 @@ def bases(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, str], Path
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of a few steps, with an embedding and a head of its own."""
-    return trained(tmp_path_factory.mktemp("run") / "clinic", "trainer.learning_rate=1e-2")
+    decoding = "decoding={repetition_penalty: 1.3, max_new_tokens: 20}"
+    return trained(tmp_path_factory.mktemp("run") / "clinic", "trainer.learning_rate=1e-2", decoding)
 
 
 @pytest.fixture
@@ -311,6 +312,22 @@ def test_old_files_are_read_with_nothing_of_them_run(merge: Callable[..., Path],
     equal(opened(merge(base, adapter, "--check", out="old")).state_dict(), reference)
 
 
+def test_names_without_the_prefix_that_some_files_leave_out(
+    bases: Callable[[str, str], Path], merge: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = tmp_path / "bloom"
+    shutil.copytree(bases("bloom", "float16"), base)
+    state = {name: tensor for file in base.glob("*.safetensors") for name, tensor in load_file(file).items()}
+    for file in base.glob("*.safetensors*"):
+        file.unlink()
+    bare = {name.removeprefix("transformer."): tensor for name, tensor in state.items()}
+    save_file(bare, base / "model.safetensors", metadata={"format": "pt"})
+    adapter = adapted(base, tmp_path / "adapter", {"target_modules": ["query_key_value"]})
+    out = merge(base, adapter)
+    equal(opened(out).state_dict(), by_peft(base, [adapter]))
+    assert load_file(out / "model.safetensors").keys() == bare.keys()
+
+
 def test_a_head_is_told_from_a_tied_embedding_only_where_it_has_to_be(
     bases: Callable[[str, str], Path], merge: Callable[..., Path], tmp_path: Path
 ) -> None:
@@ -369,6 +386,8 @@ def test_transformers_alone_asks_and_answers_alike(
     assert tokenizer.decode(written, skip_special_tokens=True).strip() in said(medframe, monkeypatch, run)
     assert model.generation_config.eos_token_id == tokenizer.eos_token_id
     assert model.generation_config.pad_token_id == tokenizer.pad_token_id
+    assert model.generation_config.repetition_penalty == 1.3
+    assert open_run(out).decoding == open_run(run).decoding
 
 
 def test_a_merged_directory_says_where_it_came_from(merge: Callable[..., Path], run: Path) -> None:
@@ -616,7 +635,8 @@ def test_what_cannot_be_named_together_is_refused(
     ended = medframe("merge", *pair, "--out", tmp_path / "mine")
     assert (ended.code, (tmp_path / "mine" / "thesis.txt").read_text()) == (2, "the only copy")
     assert "is in the way" in ended.err
-    assert "there is no folder" in medframe("merge", *pair, "--out", tmp_path / "no" / "where").err
+    assert "is a file" in medframe("merge", *pair, "--out", tmp_path / "mine" / "thesis.txt" / "out").err
+    assert medframe("merge", *pair, "--out", tmp_path / "a" / "b").code == 0
 
 
 def test_a_run_that_is_not_as_it_was_left_is_refused(refused: Callable[..., str], run: Path, tmp_path: Path) -> None:
@@ -668,12 +688,15 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(
     )
     _, errors = process.communicate()
     assert process.returncode == 1
-    assert errors == f"Error: {tmp_path / 'merged'} could not be written: File too large; nothing of it is left\n"
+    assert "Traceback" not in errors
+    assert errors.endswith(
+        f"Error: {tmp_path / 'merged'} could not be written: File too large; nothing of it is left\n"
+    )
     assert not list(tmp_path.glob("*merged*"))
     monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10, 5, 5))  # type: ignore[attr-defined]
     ended = medframe("merge", *pair, "--out", tmp_path / "merged")
     assert ended.code == 1
-    assert "there is room for 0.0 GB; nothing was written" in ended.err
+    assert "there is room for 0.0 MB; nothing was written" in ended.err
 
 
 def test_what_is_damaged_on_its_way_to_the_disk_is_found(

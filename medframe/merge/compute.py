@@ -18,16 +18,30 @@ class Workspace:
     """Memory that is used again for the next tensor: new pages take longer to be given than to be filled."""
 
     def __init__(self) -> None:
-        self._flat: torch.Tensor | None = None
+        self._product: torch.Tensor | None = None
+        self._weights: list[torch.Tensor | None] = [None, None]
 
-    def matrix(self, rows: int, columns: int) -> torch.Tensor:
+    def product(self, rows: int, columns: int) -> torch.Tensor:
         """A float32 matrix of this size, its content undefined; it is the same memory each time."""
         import torch
 
-        if self._flat is None or len(self._flat) < rows * columns:
-            self._flat = None  # before a larger one is made
-            self._flat = torch.empty(rows * columns)
-        return self._flat[: rows * columns].view(rows, columns)
+        count = rows * columns
+        self._product = flat = _enough(self._product, count, torch.float32)
+        return flat[:count].view(rows, columns)
+
+    def weight(self, size: int) -> torch.Tensor:
+        """So many bytes, their content undefined; the same memory each second time: what came before is in use."""
+        import torch
+
+        self._weights.reverse()
+        self._weights[0] = flat = _enough(self._weights[0], size, torch.uint8)
+        return flat[:size]
+
+
+def _enough(flat: torch.Tensor | None, count: int, dtype: torch.dtype) -> torch.Tensor:
+    import torch
+
+    return flat if flat is not None and len(flat) >= count else torch.empty(count, dtype=dtype)
 
 
 def merged(output: Output, dtype: torch.dtype, once: bool, space: Workspace) -> tuple[torch.Tensor, bool]:
@@ -36,7 +50,7 @@ def merged(output: Output, dtype: torch.dtype, once: bool, space: Workspace) -> 
     It is rounded after every adapter, as peft's `merge_and_unload` in turn does; with `once`, all is summed in float32
     and rounded at the end.
     """
-    weight = output.source.read().to(dtype)
+    weight = output.source.read(space).to(dtype)
     before = weight if once else None
     if once:
         weight = weight.float().clone()
@@ -81,7 +95,7 @@ def _delta(change: LowRank, space: Workspace) -> torch.Tensor:
     import torch
 
     a, b = change.a.read().float(), change.b.read().float()
-    product = torch.mm(b, a, out=space.matrix(len(b), a.shape[1]))
+    product = torch.mm(b, a, out=space.product(len(b), a.shape[1]))
     if change.embedding or change.transposed:
         product = product.T
     return product.mul_(change.scaling)

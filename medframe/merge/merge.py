@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -15,23 +16,21 @@ import medframe
 from medframe import manifest as manifests
 from medframe import vocabulary
 from medframe.backbone import Dtype
-from medframe.encode import Encoder
-from medframe.errors import BackboneError, PromptError, ProofError, RunError, SaveError
+from medframe.errors import BackboneError, ProofError, RunError, SaveError
 from medframe.fingerprint import tokenizer_fingerprint
 from medframe.merge import adapter as adapters
+from medframe.merge.beside import write_beside
 from medframe.merge.card import card
 from medframe.merge.check import check_logits
-from medframe.merge.plan import Plan, plan
-from medframe.merge.skeleton import Skeleton, skeleton
+from medframe.merge.plan import Plan, plan, told
+from medframe.merge.skeleton import skeleton
 from medframe.merge.sources import Sources, sources
 from medframe.merge.tensors import DTYPES, FLOATING, of_model
 from medframe.merge.write import Written, write
 from medframe.model import Loaded, carry
 from medframe.saving import saving
-from medframe.tokens import resolve
 
 Say = Callable[[str], None]
-_LICENCES = ("LICENSE*", "LICENCE*", "NOTICE*", "USE_POLICY*")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +57,11 @@ def merge(names: Sequence[str], out: Path, options: Options, say: Say) -> None:
     BackboneError and RunError for what does not fit, before any weight is read and anything is written; ProofError when
     what was written is not what it should be; SaveError when the disk refuses. In each case there is no `out`.
     """
+    with _as_typed():
+        _merge(names, out, options, say)
+
+
+def _merge(names: Sequence[str], out: Path, options: Options, say: Say) -> None:
     _check_free(out)
     found = sources(names, options.base, options.prompt)
     if found.backbone.is_random:
@@ -78,12 +82,12 @@ def merge(names: Sequence[str], out: Path, options: Options, say: Say) -> None:
     count = f"{len(known)} adapter{'s' * (len(known) != 1)}"
     say(
         f"{count} into {len(planned.outputs)} tensors, of which {planned.changed} change; "
-        f"{planned.bytes / 1e9:,.2f} GB in {DTYPES[planned.dtype]}"
+        f"{told(planned.bytes)} in {DTYPES[planned.dtype]}"
     )
     with _locked(out), saving(out, "nothing of it is left") as aside:
         written, digests = write(planned, aside, options.shard_size, options.rounding == "once", say)
         proof = _proof(planned, written, digests)
-        _write_rest(aside, found, config, model, planned)
+        write_beside(aside, found, config, model, planned)
         description = _description(aside, found, options, planned, proof)
         if options.check:
             description["proof"]["logits"] = check_logits(backbone, aside, found, say)
@@ -100,6 +104,15 @@ def merge(names: Sequence[str], out: Path, options: Options, say: Say) -> None:
             f"rounding of {DTYPES[planned.dtype]}, or nothing; --dtype float32 keeps it"
         )
     _say_end(out, description, say)
+
+
+@contextmanager
+def _as_typed() -> Iterator[None]:
+    """Errors without the fields of a recipe, which nobody has written here."""
+    try:
+        yield
+    except BackboneError as error:
+        raise BackboneError(*(re.sub(r"^backbone\.\w+: ", "", str(said)) for said in error.args)) from error
 
 
 def _say_end(out: Path, description: dict[str, Any], say: Say) -> None:
@@ -120,16 +133,20 @@ def _say_end(out: Path, description: dict[str, Any], say: Say) -> None:
 def _check_free(out: Path) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RunError(f"--out: {out} is in the way; name a directory that is not there yet")
-    if not out.absolute().parent.is_dir():
-        raise RunError(f"--out: there is no folder {out.absolute().parent}; make it, or name another")
+    if not (above := _above(out)).is_dir():
+        raise RunError(f"--out: {above} is a file; name another directory")
+
+
+def _above(out: Path) -> Path:
+    """What there is of the way to it."""
+    return next(folder for folder in out.absolute().parents if folder.exists())
 
 
 def _check_room(out: Path, planned: Plan) -> None:
-    free = shutil.disk_usage(out.absolute().parent).free
+    free = shutil.disk_usage(_above(out)).free
     if planned.bytes > free:
         raise SaveError(
-            f"{out} will take {planned.bytes / 1e9:,.1f} GB, and there is room for {free / 1e9:,.1f} GB; nothing was "
-            "written"
+            f"{out} will take {told(planned.bytes)}, and there is room for {told(free)}; nothing was written"
         )
 
 
@@ -147,6 +164,7 @@ def _locked(out: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     lock = out.absolute().with_name(f".{out.name}.lock")
+    lock.parent.mkdir(parents=True, exist_ok=True)
     try:
         with FileLock(lock, timeout=0):
             try:
@@ -170,45 +188,6 @@ def _proof(planned: Plan, written: Sequence[Written], digests: Mapping[str, str]
     }
 
 
-def _write_rest(aside: Path, found: Sources, config: Any, model: Skeleton, planned: Plan) -> None:
-    """All but the weights, the manifest and the card."""
-    tokenizer = found.tokenizer
-    stop: set[int] = set(resolve("eos", tokenizer))
-    if found.prompt is not None:
-        bound = Encoder(found.prompt, tokenizer).prompt
-        stop |= {i for token in bound.stop for i in resolve(token, tokenizer)}
-        try:
-            tokenizer.chat_template = bound.chat_template(tokenizer)
-        except PromptError:
-            tokenizer.chat_template = None  # the tokenizer's own lays conversations out as nothing was trained
-    tokenizer.save_pretrained(aside)
-    text = config.get_text_config()
-    text.vocab_size = model.rows
-    config.dtype = text.dtype = DTYPES[planned.dtype]
-    config.architectures = [model.architecture]
-    if model.tied and not planned.tied:
-        config.tie_word_embeddings = text.tie_word_embeddings = False
-    config.save_pretrained(aside)
-    _write_generation(aside, found.backbone.directory(), tokenizer, sorted(stop), found.prompt is not None)
-    for pattern in _LICENCES:
-        for file in found.backbone.directory().glob(pattern):
-            shutil.copyfile(file, aside / file.name)
-
-
-def _write_generation(aside: Path, base: Path, tokenizer: Any, stop: list[int], speaks: bool) -> None:
-    """generation_config.json: the base's, with the tokens that end an answer as it was trained."""
-    file = base / "generation_config.json"
-    content = json.loads(file.read_text("utf-8")) if file.is_file() else {}
-    before = content.get("eos_token_id")
-    if not speaks and isinstance(before, int | list):
-        # Nobody has said how it is spoken to: what ended an answer of the base may go on to.
-        stop = sorted({*stop, *([before] if isinstance(before, int) else before)})
-    content |= {"eos_token_id": stop[0] if len(stop) == 1 else stop, "pad_token_id": tokenizer.pad_token_id}
-    if tokenizer.bos_token_id is not None:
-        content["bos_token_id"] = tokenizer.bos_token_id
-    (aside / "generation_config.json").write_text(json.dumps(content, indent=2) + "\n", "utf-8")
-
-
 def _description(aside: Path, found: Sources, options: Options, planned: Plan, proof: dict[str, Any]) -> dict[str, Any]:
     """The manifest, from what has been written; ProofError when it does not open as what was merged."""
     backbone = replace(found.backbone, weights=str(aside), tokenizer=None, adapters=[], dtype="auto")
@@ -225,6 +204,7 @@ def _description(aside: Path, found: Sources, options: Options, planned: Plan, p
     return {
         "kind": "model",
         **description,
+        "decoding": None if found.decoding is None else asdict(found.decoding),
         "tiny": found.is_tiny,
         "lineage": found.lineage(),
         "merged": {"dtype": DTYPES[planned.dtype], "rounding": options.rounding, "tied": planned.tied},

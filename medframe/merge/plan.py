@@ -60,6 +60,11 @@ class Plan:
         return count * SIZES[self.dtype_of(output)]
 
 
+def told(count: float) -> str:
+    """A number of bytes, for a reader."""
+    return f"{count / 1e9:,.2f} GB" if count >= 1e9 else f"{count / 1e6:,.1f} MB"
+
+
 def plan(base: Mapping[str, Stored], adapters: Sequence[Adapter], model: Skeleton, dtype: str) -> Plan:
     """What merging the adapters into the stored tensors of the base writes; BackboneError where they do not fit.
 

@@ -12,11 +12,12 @@ from medframe import hub, weights
 from medframe import manifest as manifests
 from medframe.backbone import Backbone
 from medframe.compose import compose
+from medframe.decoding import Decoding
 from medframe.errors import RunError
 from medframe.model import backbone_for, checked, format_named
 from medframe.plugins import Component
 from medframe.prompt import PromptFormat
-from medframe.recipe import single
+from medframe.recipe import single, speaker
 from medframe.trained import open_run, read_manifest, trained
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ class Sources:
     tokenizer: PreTrainedTokenizerBase
     prompt: PromptFormat | None
     prompt_component: Component | None
+    decoding: Decoding | None
+    """How the run that brings the format answers."""
     base: Source
     adapters: Sequence[Source]
 
@@ -103,6 +106,7 @@ def _together(base: Source, adapters: Sequence[Source], prompt: str | None) -> S
     directories = [adapter.directory for adapter in adapters]
     last = (adapters or [base])[-1]
     speaks: tuple[PromptFormat, Component] | None = None
+    decoding: Decoding | None = None
     tokenizer: PreTrainedTokenizerBase | None = None
     with_run = next((source for source in (*reversed(adapters), base) if source.run), None)
     if with_run is not None and with_run.run is not None:
@@ -110,6 +114,7 @@ def _together(base: Source, adapters: Sequence[Source], prompt: str | None) -> S
         backbone, component = single(composed, "backbone")
         if with_run is last:
             speaks = single(composed, "prompt")
+            *_, decoding = speaker(composed)
     elif base.manifest is not None:
         found = checked(weights.locate(base.directory), base.manifest)
         backbone, component = found.backbone, found.backbone_component
@@ -129,7 +134,7 @@ def _together(base: Source, adapters: Sequence[Source], prompt: str | None) -> S
     elif prompt is not None:
         speaks = format_named(Path(base.directory), prompt)
     format_, format_component = speaks or (None, None)
-    return Sources(backbone, component, tokenizer, format_, format_component, base, adapters)
+    return Sources(backbone, component, tokenizer, format_, format_component, decoding, base, adapters)
 
 
 def _adapter(name: str) -> Source:

@@ -39,6 +39,13 @@ SIZES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, 
 FLOATING = ("F64", "F32", "F16", "BF16")
 
 
+class Space(Protocol):
+    """Memory to read a tensor into."""
+
+    def weight(self, size: int) -> torch.Tensor:
+        """So many bytes."""
+
+
 class Stored(Protocol):
     """One tensor in a file."""
 
@@ -52,8 +59,8 @@ class Stored(Protocol):
     def dtype(self) -> str:
         """As safetensors names it."""
 
-    def read(self) -> torch.Tensor:
-        """The tensor, in memory of its own."""
+    def read(self, space: Space | None = None) -> torch.Tensor:
+        """The tensor, in the memory of `space` or in memory of its own."""
 
     def pieces(self) -> Iterator[memoryview]:
         """Its bytes in order; each piece is valid until the next is asked for."""
@@ -72,15 +79,15 @@ class InSafetensors:
     size: int
     """How many bytes it has."""
 
-    def read(self) -> torch.Tensor:
+    def read(self, space: Space | None = None) -> torch.Tensor:
         import torch
 
-        tensor = torch.empty(self.shape, dtype=getattr(torch, DTYPES[self.dtype]))
-        if self.size:
-            with self.file.open("rb", buffering=0) as stream:
-                stream.seek(self.start)
-                _fill(stream, _bytes(tensor), self.file)
-        return tensor
+        memory = space.weight(self.size) if space else torch.empty(self.size, dtype=torch.uint8)
+        with self.file.open("rb", buffering=0) as stream:
+            stream.seek(self.start)
+            _fill(stream, _bytes(memory), self.file)
+        dtype: torch.dtype = getattr(torch, DTYPES[self.dtype])
+        return memory.view(dtype).view(self.shape)
 
     def pieces(self) -> Iterator[memoryview]:
         buffer = memoryview(bytearray(min(PIECE, self.size)))
@@ -131,8 +138,8 @@ class InPickle:
     def file(self) -> Path:
         return self.pickle.file
 
-    def read(self) -> torch.Tensor:
-        return self.pickle.read(self.name)
+    def read(self, space: Space | None = None) -> torch.Tensor:
+        return self.pickle.read(self.name)  # it has been copied already
 
     def pieces(self) -> Iterator[memoryview]:
         yield from pieces(self.read())

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from medframe.errors import ProofError
 from medframe.merge.compute import Workspace, merged
-from medframe.merge.plan import Output, Plan
+from medframe.merge.plan import Output, Plan, told
 from medframe.merge.tensors import DTYPES, FLOATING, in_safetensors, pieces
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ def write(
 ) -> tuple[list[Written], dict[str, str]]:
     """Write every tensor of the plan into files of at most `shard_size` bytes, if one tensor is not more, and an index.
 
-    No more than one tensor is in memory. Every file has reached the disk, and is read again: ProofError when a tensor
+    No more than two tensors are in memory. Every file has reached the disk, and is read again: ProofError when a tensor
     there is not the one that was computed, or is not finite. Returns what was written, and of each tensor on the disk
     the sha256.
     """
@@ -59,7 +59,7 @@ def write(
                 proofs.append(beside.submit(_proven, folder / name, done))
                 written += done
                 total = sum(plan.size(output) for output in outputs)
-                say(f"  {number} of {len(shards)}: {name}, {total / 1e9:,.2f} GB")
+                say(f"  {number} of {len(shards)}: {name}, {told(total)}")
             for proof in proofs:
                 digests |= proof.result()
         finally:
@@ -97,18 +97,29 @@ def _write_file(file: Path, outputs: Sequence[Output], plan: Plan, once: bool, s
         header[output.name] = {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)  # the content begins at a multiple of eight
-    with file.open("wb", buffering=0) as stream:
+    written: list[Future[Written]] = []
+    # While one tensor is written, the next is computed: two are in memory.
+    with file.open("wb", buffering=0) as stream, ThreadPoolExecutor(1) as writer:
         _write_all(stream, memoryview(len(text).to_bytes(8, "little") + text))
-        return [_write_tensor(stream, output, plan.dtype_of(output), once, space) for output in outputs]
+        for output in outputs:
+            content, differs = _content(output, plan.dtype_of(output), once, space)
+            if written:
+                written[-1].result()
+            written.append(writer.submit(_write_tensor, stream, output, plan.dtype_of(output), content, differs))
+        return [each.result() for each in written]
 
 
-def _write_tensor(stream: Any, output: Output, dtype: str, once: bool, space: Workspace) -> Written:
+def _content(output: Output, dtype: str, once: bool, space: Workspace) -> tuple[Iterator[memoryview], bool]:
+    """The bytes of the merged tensor, and whether any of its numbers is another than before."""
     import torch
 
-    content, differs = output.source.pieces(), False
-    if output.changes or output.source.dtype != dtype:
-        tensor, differs = merged(output, getattr(torch, DTYPES[dtype]), once, space)
-        content = pieces(tensor.contiguous())
+    if not output.changes and output.source.dtype == dtype:
+        return output.source.pieces(), False
+    tensor, differs = merged(output, getattr(torch, DTYPES[dtype]), once, space)
+    return pieces(tensor.contiguous()), differs
+
+
+def _write_tensor(stream: Any, output: Output, dtype: str, content: Iterator[memoryview], differs: bool) -> Written:
     checksum = 0
     for piece in content:
         checksum = zlib.crc32(piece, checksum)

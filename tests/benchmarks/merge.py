@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,9 +75,11 @@ def make(folder: Path, layers: int) -> None:
 
 
 def by_medframe(base: str, adapter: str, out: str) -> None:
-    from medframe.cli import group
+    from medframe.cli import main
 
-    group(["merge", base, adapter, "--out", out, "--shard-size", "500MB"], standalone_mode=False)
+    sys.argv = ["medframe", "merge", base, adapter, "--out", out, "--shard-size", "500MB"]
+    with suppress(SystemExit):
+        main()
 
 
 def by_peft(base: str, adapter: str, out: str) -> None:
