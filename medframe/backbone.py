@@ -33,6 +33,8 @@ class Backbone(ABC):
     """Directories or hub ids of adapters, merged into the weights in this order; the last one's tokenizer is used."""
     dtype: Dtype = "auto"
     """Precision of the weights in memory; auto: as they are stored."""
+    weights_dtype: Literal["int8", "int4"] | None = None
+    """Round linear layers to so many bits in memory; LoRA may be trained beside them (QLoRA)."""
 
     path_fields: ClassVar[tuple[str, ...]] = ("weights", "tokenizer", "adapters")
     lora_targets: ClassVar[tuple[str, ...]] = ()
@@ -122,6 +124,7 @@ class Backbone(ABC):
         import torch
 
         from medframe import random_weights, vocabulary, weights
+        from medframe.quantised import quantise
 
         if torch.get_default_device().type == "meta":
             config = config or self.load_config()
@@ -132,7 +135,8 @@ class Backbone(ABC):
             model = random_weights.filled(cls, config or self.load_config(), self.dtype)
         else:
             model = weights.load(cls, self.directory(), self.dtype, config)
-        return weights.merge(model, self.adapters)
+        model = weights.merge(model, self.adapters)
+        return quantise(model, self.weights_dtype) if self.weights_dtype else model
 
     @property
     def is_random(self) -> bool:

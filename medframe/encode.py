@@ -8,7 +8,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
 from medframe.dataset import BadRow, Sample, Turn, Where
-from medframe.errors import PromptError
+from medframe.errors import PromptError, TooLong
 from medframe.prompt import Control, PromptFormat, Span
 from medframe.shorten import Overflow, flat, rounds_of, shorten
 from medframe.tokens import resolve, text_only
@@ -103,7 +103,7 @@ class Encoder:
     def question(self, turns: Sequence[Turn], room: int | None = None) -> list[int]:
         """The ids that the assistant answers: exactly those before its answer in training.
 
-        The oldest rounds are left out until `room` tokens hold the rest; PromptError when the last does not fit.
+        The oldest rounds are left out until `room` tokens hold the rest; TooLong when the last does not fit.
         """
         system, rounds = rounds_of(turns)
         while True:
@@ -111,7 +111,7 @@ class Encoder:
             if room is None or len(ids) <= room:
                 return ids
             if len(rounds) <= 1:
-                raise PromptError(f"the question alone takes {len(ids)} tokens; there is room for {room}")
+                raise TooLong(f"the question alone takes {len(ids)} tokens; there is room for {room}")
             rounds = rounds[1:]
 
     def text(self, text: str) -> list[int]:

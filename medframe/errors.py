@@ -28,6 +28,10 @@ class PromptError(MedframeError):
     """Turns that a prompt format cannot lay out, or a control token that does not resolve."""
 
 
+class TooLong(PromptError):
+    """A question that alone is longer than what there is room for."""
+
+
 class BackboneError(MedframeError):
     """Weights or a tokenizer that are missing, broken or not what was asked for."""
 

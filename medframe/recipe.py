@@ -167,6 +167,12 @@ class _Builder:
         limits = self._section(Limits, "limits", config.get("limits"))
         batching = self._section(Batching, "batching", config.get("batching"))
         trainer = self._component("trainer", "trainer", config.get("trainer"))
+        if backbone and trainer and backbone.weights_dtype and not trainer.beside_quantised():
+            self._problem(
+                "backbone.weights_dtype",
+                f"{backbone.weights_dtype} weights cannot be trained themselves, nor be shared by DeepSpeed: take the "
+                "trainer lora without deepspeed",
+            )
         decoding = self._section(Decoding, "decoding", config.get("decoding"))
         if self.problems or not (frame and backbone and prompt and limits and batching and trainer and decoding):
             return None

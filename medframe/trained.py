@@ -15,6 +15,7 @@ from medframe.decoding import USUAL, Decoding
 from medframe.encode import Encoder
 from medframe.errors import RunError
 from medframe.manifest import check, trained_content
+from medframe.quantised import Bits
 from medframe.recipe import speaker
 from medframe.weights import attach, locate
 
@@ -47,6 +48,10 @@ class Opened:
     def is_tiny(self) -> bool:
         """Whether the base is the tiny random model, which proves the pipeline and knows no medicine."""
         return self.backbone.weights == "tiny" or bool(self.manifest.get("tiny"))
+
+    def rounded(self, bits: Bits | None) -> Opened:
+        """The same with linear layers of so many bits in memory; None: as it is."""
+        return replace(self, backbone=replace(self.backbone, weights_dtype=bits)) if bits else self
 
     def model(self) -> Any:
         """The trained model as it was proven, its adapter not merged, on the GPU where there is one."""

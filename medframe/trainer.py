@@ -121,6 +121,10 @@ class Trainer(ABC):
         """Optimizer steps that `fit` takes in `world` processes; None where the trainer cannot tell beforehand."""
         return None
 
+    def beside_quantised(self) -> bool:
+        """Whether it can train beside weights of 8 or 4 bits, which stay as they are."""
+        return False
+
     def footprint(self, model: PreTrainedModel, backbone: Backbone) -> Footprint | None:
         """What `fit` holds of the backbone's `model`, which is on the meta device and may be changed.
 

@@ -37,15 +37,16 @@ def main(out: Path, prompts: list[list[int]]) -> dict[str, Any]:
         del base
     model = run.model()
     after = [_answer(model, run.encoder, ids) for ids in prompts]
-    return {"differs": _differs(model, out / WITNESS), "answers": list(zip(before, after, strict=True))}
+    low = run.backbone.weights_dtype is not None or any(
+        p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters()
+    )
+    return {"differs": _differs(model, out / WITNESS, low), "answers": list(zip(before, after, strict=True))}
 
 
-def _differs(model: Any, recorded: Path) -> str | None:
-    import torch
+def _differs(model: Any, recorded: Path, low: bool) -> str | None:
     from safetensors.torch import load_file
 
     tensors = load_file(recorded)
-    low = any(p.dtype in (torch.float16, torch.bfloat16) for p in model.parameters())
     for name in [name for name in tensors if name.startswith("ids.")]:
         expected = tensors[name.replace("ids.", "logits.")]
         apart = float((logits(model, tensors[name]) - expected).abs().max())

@@ -116,6 +116,8 @@ def start(folder: Path, world: int, trainings: Sequence[Training]) -> list[subpr
         port = free.getsockname()[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE", "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {"TORCH_CPP_LOG_LEVEL": "ERROR", "HF_HUB_OFFLINE": "1"}
+    # Where no compiler is to be found, and with a place of its own for what might be compiled.
+    environment |= {"PATH": str(folder), "TORCH_EXTENSIONS_DIR": str(folder / "extensions")}
     started = []
     for rank in range(world):
         launch = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": world, "LOCAL_WORLD_SIZE": world}
@@ -155,7 +157,6 @@ def work(folder: Path, orders: Path) -> None:
             train(folder, training, here.rank)
         except Exception as error:
             said = f"{type(error).__name__}: {error}\n{traceback.format_exc()}"
-            print(training.name, said, file=sys.stderr)
         (folder / training.name / f"ended-{here.rank}.txt").write_text(said, "utf-8")
         print(f"{training.name}: {time.monotonic() - started:.1f} s", flush=True)
         # At stage 3 DeepSpeed collects garbage whenever a loss is measured: it need not look at the libraries again.

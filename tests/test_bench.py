@@ -11,6 +11,10 @@ import pytest
 from conftest import Consultations, Distribution, Medframe
 
 from medframe.bench.variants import variants
+from medframe.compose import compose
+from medframe.forecast.forecast import forecast
+from medframe.prepare import prepare
+from medframe.recipe import build
 
 # A trainer that tells of every third step only, and neither of its progress nor of what it holds.
 PLAIN = """\
@@ -69,12 +73,15 @@ def test_two_variants_are_measured_in_turn(medframe: Medframe, recipe: Path, con
     assert 4 * 14 <= padded["tokens_per_step"] <= 4 * 20
     assert 140 <= packed["tokens_per_step"] <= 160
     for chosen, found in (("{kind: packed, tokens: 160}", packed), ("{kind: padded, rows: 4}", padded)):
-        report = json.loads(medframe("check", recipe, f"batching={chosen}", "--device", "cpu", "--json").out)
-        assert report["forecast"]["memory"]["total"] == pytest.approx(found["tensors"], rel=0.15)
+        built = build(compose(recipe, [f"batching={chosen}"]))
+        told = forecast(built, prepare(built).train)
+        assert told
+        memory, operations, steps = told.memory(1), told.operations(1), told.steps(1)
+        assert memory and operations and steps
+        assert memory.total == pytest.approx(found["tensors"], rel=0.15)
         # Of equal steps, a step takes its share of what the whole training takes.
-        share = report["forecast"]["operations"] / report["steps"]
-        assert found["needed"] == pytest.approx(share, rel=0.15)
-        assert found["whole"] == report["steps"]
+        assert found["needed"] == pytest.approx(operations / steps, rel=0.15)
+        assert found["whole"] == steps
 
 
 def test_two_processes_are_measured_together(medframe: Medframe, recipe: Path, consultations: Consultations) -> None:

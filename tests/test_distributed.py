@@ -198,6 +198,12 @@ def test_one_plain_process_is_a_loop_written_by_hand(folder: Path) -> None:
     assert_same(right, Curve(one.loss, {}, one.learning_rate, one.grad_norm), 5e-6)
 
 
+def test_nothing_is_compiled_and_nothing_is_printed(folder: Path) -> None:
+    assert not (folder / "extensions").exists()
+    said = "".join(log.read_text("utf-8") for log in folder.glob("log-*.txt"))
+    assert [line for line in said.splitlines() if not re.fullmatch(r".+: [\d.]+ s", line)] == []
+
+
 @pytest.mark.parametrize(("kind", "mode"), [pair for pair in PAIRS if "bf16" not in pair[0]])
 def test_two_processes_follow_the_curves_of_one(folder: Path, kind: str, mode: str) -> None:
     one = found(folder, f"{kind} null on 1")
@@ -361,21 +367,16 @@ def metrics(out: Path) -> Curve:
     return curve(out)
 
 
-def test_processes_2_under_zero_3_is_the_run_of_one_process(folder: Path) -> None:
-    result = command("recipe.yaml", *LORA, "processes=2", f"{DEEPSPEED}=zero3", "out=by-processes")
-    assert result.returncode == 0, result.stderr
-    assert "by 2 processes." in result.stdout
-    assert_same(found(folder, "lora null on 1"), metrics(folder / "by-processes"), 5e-6)
-    manifest = json.loads((folder / "by-processes" / "manifest.json").read_text("utf-8"))
-    assert (manifest["state"], manifest["processes"]) == ("finished", 2)  # proven in a process of its own
-
-
-def test_torchrun_under_zero_2_is_the_run_of_one_process(folder: Path) -> None:
+def test_torchrun_under_zero_3_is_the_run_of_one_process(folder: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--no-python", sys.executable)
-    result = command("recipe.yaml", *LORA, f"{DEEPSPEED}=zero2", "out=by-torchrun", by=launcher)
+    result = command("recipe.yaml", *LORA, f"{DEEPSPEED}=zero3", "out=by-torchrun", by=launcher)
     assert result.returncode == 0, result.stderr
+    assert "2 processes, as launched.\n" in result.stdout
+    assert result.stdout.count("Training on ") == 1
     assert_same(found(folder, "lora null on 1"), metrics(folder / "by-torchrun"), 5e-6)
     assert weights(folder / "by-torchrun").keys() == weights(folder / "lora null on 1").keys()
+    manifest = json.loads((folder / "by-torchrun" / "manifest.json").read_text("utf-8"))
+    assert (manifest["state"], manifest["processes"]) == ("finished", 2)  # proven in a process of its own
 
 
 def test_a_row_that_breaks_the_loss_is_named_and_the_last_checkpoint_kept(folder: Path) -> None:

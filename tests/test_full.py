@@ -8,42 +8,44 @@ from pathlib import Path
 import pytest
 import torch
 from conftest import Consultations, Medframe
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 FULL = ["trainer={use: full, learning_rate: 1e-3, max_steps: 2, save_steps: 2, max_shard_size: 1MB}", "compare=0"]
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_the_model_is_saved_in_shards_and_in_the_precision_it_was_loaded_in(
-    medframe: Medframe, recipe: Path, dtype: str
+@pytest.mark.parametrize("fields", [["backbone.dtype=float32"], ["backbone.dtype=bfloat16", "trainer.bf16=true"]])
+def test_what_is_trained_is_saved_in_shards_and_in_the_precision_it_was_loaded_in(
+    medframe: Medframe, recipe: Path, fields: list[str]
 ) -> None:
+    """Only the parameters that are matched are trained; chat refuses a model that has lost a tensor."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    ended = medframe("run", recipe, *FULL, f"backbone.dtype={dtype}")
+    from medframe_backbones.llama import Llama
+
+    patterns = "trainer.parameters=[model.layers.1.*, lm_head.*]"
+    ended = medframe("run", recipe, *FULL, patterns, "trainer.learning_rate=1e-2", *fields)
     assert ended.code == 0, ended.err
-    model = recipe.parent / "runs/here/model"
+    out = recipe.parent / "runs/here"
+    assert json.loads((out / "manifest.json").read_text("utf-8"))["state"] == "finished"
+    model = out / "model"
     assert "library_name: transformers\n" in (model.parent / "README.md").read_text("utf-8")
     shards = sorted(model.glob("*.safetensors"))
     assert len(shards) > 1
-    assert {str(t.dtype) for shard in shards for t in load_file(shard).values()} == {f"torch.{dtype}"}
+    after = {name: tensor for shard in shards for name, tensor in load_file(shard).items()}
+    dtype = fields[0].partition("=")[2]
+    assert {str(tensor.dtype) for tensor in after.values()} == {f"torch.{dtype}"}
+    before = load_file(Llama().directory() / "model.safetensors")
+    changed = {name for name, tensor in after.items() if not tensor.equal(before[name].to(tensor.dtype))}
+    assert all(name.startswith(("model.layers.1.", "lm_head.")) for name in changed)
+    assert {"lm_head.weight", "model.layers.1.mlp.up_proj.weight"} <= changed
     loaded, report = AutoModelForCausalLM.from_pretrained(model, output_loading_info=True)
     assert not report["missing_keys"]
     assert not report["unexpected_keys"]
     assert loaded(torch.tensor([[1, 5, 6]])).logits.isfinite().all()
     assert AutoTokenizer.from_pretrained(model).eos_token_id == 2
-
-
-def test_chat_answers_with_a_model_and_refuses_one_that_lost_a_tensor(medframe: Medframe, recipe: Path) -> None:
-    from safetensors.torch import save_file
-
-    assert medframe("run", recipe, *FULL).code == 0
-    out = recipe.parent / "runs/here"
-    manifest = json.loads((out / "manifest.json").read_text("utf-8"))
-    assert manifest["state"] == "finished"
-    shard = sorted((out / "model").glob("*.safetensors"))[-1]
-    tensors = load_file(shard)
+    tensors = load_file(shards[-1])
     tensors.pop(sorted(tensors)[0])
-    save_file(tensors, shard, metadata={"format": "pt"})
+    save_file(tensors, shards[-1], metadata={"format": "pt"})
     ended = medframe("chat", out)
     assert ended.code == 2
     assert "not those that the run left" in ended.err
@@ -53,8 +55,6 @@ def test_a_model_that_attends_sharply_is_proven_in_bfloat16(
     medframe: Medframe, recipe: Path, consultations: Consultations, tmp_path: Path
 ) -> None:
     """Rotary angles stay in fp32 through training and saving, as they are when the model is loaded."""
-    from safetensors.torch import save_file
-
     from medframe_backbones.llama import Llama
 
     weights = tmp_path / "sharp"
@@ -78,24 +78,6 @@ def test_a_shard_size_that_means_nothing_is_refused_before_training(
     ended = medframe("run", recipe, "trainer.use=full", f"trainer.max_shard_size={size}")
     assert ended.code == 2
     assert "max_shard_size must be like" in ended.err
-
-
-@pytest.mark.parametrize("fields", [[], ["backbone.dtype=bfloat16", "trainer.bf16=true"]])
-def test_only_the_parameters_that_are_matched_are_trained(medframe: Medframe, recipe: Path, fields: list[str]) -> None:
-    from medframe_backbones.llama import Llama
-
-    patterns = "trainer.parameters=[model.layers.1.*, lm_head.*]"
-    assert medframe("run", recipe, *FULL, patterns, "trainer.learning_rate=1e-2", *fields).code == 0
-    before = load_file(Llama().directory() / "model.safetensors")
-    after = {
-        name: tensor
-        for shard in (recipe.parent / "runs/here/model").glob("*.safetensors")
-        for name, tensor in load_file(shard).items()
-    }
-    changed = {name for name, tensor in after.items() if not tensor.equal(before[name].to(tensor.dtype))}
-    assert changed
-    assert all(name.startswith(("model.layers.1.", "lm_head.")) for name in changed)
-    assert {"lm_head.weight", "model.layers.1.mlp.up_proj.weight"} <= changed
 
 
 @pytest.mark.parametrize(

@@ -17,14 +17,13 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="finds processes
 PLAN = [
     ("start-up", "rank 1"),
     ("save", "rank 0"),
-    ("training", "rank 1"),
     ("save", "supervisor"),
     ("end", "witness"),
 ]
-"""What the run is doing, and what of it is killed."""
+"""What the run is doing, and what of it is killed; test_launch.py kills a rank that trains."""
 
 
-def test_a_run_killed_five_times_comes_to_the_metrics_and_weights_of_one_left_alone(tmp_path: Path) -> None:
+def test_a_run_killed_four_times_comes_to_the_metrics_and_weights_of_one_left_alone(tmp_path: Path) -> None:
     draw = random.Random(5)
     kills = [Kill(phase, draw.random(), draw.uniform(0, 0.01), (victim,)) for phase, victim in PLAN]
     report = Killer(tmp_path / "killed", 2, [*RANDOM["lora"], "trainer.deepspeed=zero2"], print).go(kills)

@@ -73,6 +73,17 @@ def same(told: Told, expected: Told) -> bool:
     return told.keys() == expected.keys() and all(told[key] == pytest.approx(expected[key]) for key in expected)
 
 
+def test_nothing_of_a_tracker_is_imported_unless_named(
+    medframe: Medframe, consultations: Consultations, here: Path
+) -> None:
+    before = set(sys.modules)
+    ended = medframe(*command(consultations(24), here / "mine", "trainer.max_steps=1")[3:])
+    assert ended.code == 0, ended.err
+    assert not {"tensorboard", "wandb"} & (set(sys.modules) - before)  # DeepSpeed tries for mlflow by itself
+    assert {entry.name for entry in here.iterdir()} == {"consultations.jsonl", "mine"}
+    assert not {"tensorboard", "wandb", "trackers.json"} & {entry.name for entry in (here / "mine").iterdir()}
+
+
 def test_tensorboard_is_told_what_metrics_holds_also_after_a_resume(consultations: Consultations, here: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -125,24 +136,6 @@ def test_wandb_is_told_figures_alone_of_one_run_also_after_a_resume(consultation
         assert "孩子咳嗽".encode() not in log.read_bytes()
         assert [path.name for path in log.parent.glob("files/*")] == []  # neither code, output nor metadata
     assert {entry.name for entry in here.iterdir()} == {"consultations.jsonl", "mine"}
-
-
-def test_nothing_of_a_tracker_is_imported_unless_named(consultations: Consultations, here: Path) -> None:
-    lines = command(consultations(24), here / "mine", "trainer.max_steps=1")[3:]
-    script = """if True:
-        import sys
-        sys.argv = ["medframe", *sys.argv[1:]]
-        from medframe.cli import main
-        try:
-            main()
-        finally:
-            print("imported", {"tensorboard", "wandb"} & set(sys.modules))  # DeepSpeed tries for mlflow by itself
-    """
-    ended = subprocess.run([sys.executable, "-c", script, *lines], capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert ended.stdout.endswith("imported set()\n")
-    assert {entry.name for entry in here.iterdir()} == {"consultations.jsonl", "mine"}
-    assert not {"tensorboard", "wandb", "trackers.json"} & {entry.name for entry in (here / "mine").iterdir()}
 
 
 @pytest.mark.parametrize(

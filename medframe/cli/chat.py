@@ -5,19 +5,24 @@ from __future__ import annotations
 import io
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medframe.cli.decoding import chosen, decodes
 from medframe.cli.opening import opens
 
+if TYPE_CHECKING:
+    from medframe.quantised import Bits
+
 
 @click.command("chat", short_help="Talk to what a run trained.")
 @opens
 @decodes
 @click.option("--seed", default=0, show_default=True, help="Of what is drawn.")
-def command(run: Path, base: Path | None, prompt: str | None, seed: int, **decoding: Any) -> None:
+def command(
+    run: Path, base: Path | None, prompt: str | None, weights_dtype: Bits | None, seed: int, **decoding: Any
+) -> None:
     """Talk to RUN: a run, a merged model, or with --prompt any directory of weights. /clear forgets, /exit leaves."""
     from medframe import quiet
     from medframe.answer import Answerer
@@ -28,7 +33,7 @@ def command(run: Path, base: Path | None, prompt: str | None, seed: int, **decod
     quiet.libraries()
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding="utf-8", errors="replace")  # a stray byte is no reason to end
-    opened = open_run(run, base, prompt=prompt)
+    opened = open_run(run, base, prompt=prompt).rounded(weights_dtype)
     spoken = opened.encoder.prompt
     settings = chosen(opened.decoding, **decoding)
     answerer = Answerer(opened.model(), opened.encoder)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medframe.cli.decoding import chosen, decodes
 from medframe.cli.opening import opens
+
+if TYPE_CHECKING:
+    from medframe.quantised import Bits
 
 
 @click.command("generate", short_help="Answer a file of questions.")
@@ -30,6 +33,7 @@ def command(
     run: Path,
     base: Path | None,
     prompt: str | None,
+    weights_dtype: Bits | None,
     source: Path,
     output: Path,
     reads: str | None,
@@ -56,7 +60,7 @@ def command(
         part.unlink(missing_ok=True)
     elif output.exists():
         raise click.BadParameter(f"{output} is there already; --overwrite begins anew", param_hint="--output")
-    opened = open_run(run, base, prompt=prompt)
+    opened = open_run(run, base, prompt=prompt).rounded(weights_dtype)
     settings = chosen(opened.decoding, **decoding)
     click.echo(f"{run}: format {opened.manifest['prompt']['use']}. Decoding: {settings.told()}.", err=True)
     shown = 0

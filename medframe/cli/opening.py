@@ -1,4 +1,4 @@
-"""RUN, --base and --prompt: how every verb that uses a trained model names it."""
+"""RUN, --base, --prompt, --weights-dtype: how every verb that uses a trained model names it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import click
 
 
 def opens(command: Callable[..., Any]) -> Callable[..., Any]:
-    """Give a command the parameters `run`, `base` and `prompt`, as `medframe.trained.open_run` takes them."""
+    """Give a command the parameters `run`, `base`, `prompt`, as `open_run` takes them, and that of `rounds`."""
     prompt = click.option(
         "--prompt",
         metavar="NAME",
@@ -22,4 +22,12 @@ def opens(command: Callable[..., Any]) -> Callable[..., Any]:
         metavar="DIR",
         help="Where a run's base model lies now, should it have moved.",
     )
-    return click.argument("run", type=click.Path(path_type=Path))(base(prompt(command)))
+    return click.argument("run", type=click.Path(path_type=Path))(base(prompt(rounds(command))))
+
+
+def rounds(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the parameter `weights_dtype`, as `medframe.trained.Opened.rounded` takes it."""
+    option = click.option(
+        "--weights-dtype", type=click.Choice(["int8", "int4"]), help="Round linear layers to so many bits in memory."
+    )
+    return option(command)

@@ -5,19 +5,24 @@ from __future__ import annotations
 import ipaddress
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medframe.cli.decoding import chosen, decodes
+from medframe.cli.opening import rounds
 
 KEYS = "MEDFRAME_API_KEY"
+
+if TYPE_CHECKING:
+    from medframe.quantised import Bits
 
 
 @click.command("serve", short_help="Serve what runs trained: OpenAI's API, and a page.")
 @click.argument("runs", metavar="[NAME=]RUN...", nargs=-1, required=True)
 @click.option("--base", type=click.Path(path_type=Path), metavar="DIR", help="Where the runs' base lies now.")
 @click.option("--prompt", metavar="NAME", help="The format of models that are bound to none.")
+@rounds
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; others need a key.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535))
 @click.option("--api-key", "keys", multiple=True, metavar="KEY", help=f"May be repeated; better given in {KEYS}.")
@@ -39,6 +44,7 @@ def command(
     runs: tuple[str, ...],
     base: Path | None,
     prompt: str | None,
+    weights_dtype: Bits | None,
     host: str,
     port: int,
     keys: tuple[str, ...],
@@ -85,7 +91,7 @@ def command(
     opened = []
     for argument in runs:
         name, run = named(argument)
-        found = open_run(run, base, prompt=prompt)
+        found = open_run(run, base, prompt=prompt).rounded(weights_dtype)
         usual = chosen(replace(found.decoding, num_beams=1), **decoding)
         opened.append((name or run.resolve().name, replace(found, decoding=usual)))
     settings = Settings(

@@ -21,7 +21,7 @@ from starlette.middleware import Middleware
 from medframe.dataset import Turn
 from medframe.decoding import Decoding
 from medframe.engine import request as engine
-from medframe.errors import PromptError
+from medframe.errors import PromptError, TooLong
 from medframe.serve.asked import Chat, Completion, Legacy, Refused
 from medframe.serve.audit import Audit
 from medframe.serve.guard import Guard
@@ -245,7 +245,8 @@ class _Service:
         try:
             return [served.answerer.request(turns, decoding, f"{chosen}/{index}") for index in range(count)]
         except PromptError as error:
-            raise Refused(str(error), "messages") from None
+            code = "context_length_exceeded" if isinstance(error, TooLong) else None
+            raise Refused(str(error), "messages", code=code) from None
 
     def _ids(self, served: Served, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):
@@ -270,7 +271,8 @@ class _Service:
             raise Refused("log-probabilities are not told by this engine", "logprobs")
         context = served.answerer.context
         if any(context and len(each.ids) >= context for each in requests):
-            raise Refused(f"the question takes {len(requests[0].ids)} tokens; the model's context is {context}")
+            message = f"the question takes {len(requests[0].ids)} tokens; the model's context is {context}"
+            raise Refused(message, code="context_length_exceeded")
         began = time.monotonic()
         key = getattr(http.state, "key_id", None)
 

@@ -45,6 +45,9 @@ class Lora(Settings):
         if self.targets == []:
             raise ValueError("targets is empty: name modules, or give null for the backbone's own choice")
 
+    def beside_quantised(self) -> bool:
+        return self.deepspeed is None
+
     def footprint(self, model: PreTrainedModel, backbone: Backbone) -> Footprint:
         from medframe_trainers.footprint import footprint, held
 

@@ -26,8 +26,8 @@ WAYS = {
 }
 
 
-def model(folder: Path, data: str) -> None:
-    """A LLaMA with random weights and the tokenizer that the tiny one has."""
+def model(folder: Path, data: str, hidden: int = 256) -> None:
+    """A LLaMA of six layers with random weights and the tokenizer that the tiny one has."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from medframe.compose import compose
@@ -36,8 +36,9 @@ def model(folder: Path, data: str) -> None:
 
     overrides = [f"out={folder}", "backbone={use: llama, weights: tiny}", f"data.knowledge.path={data}"]
     tokenizer = build(compose(recipes()["bentsao-llama"], overrides)).backbone.load_tokenizer()
-    shape = {"hidden_size": 256, "num_hidden_layers": 6, "num_attention_heads": 4, "intermediate_size": 688}
-    LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **shape)).save_pretrained(folder)
+    shape = {"num_hidden_layers": 6, "num_attention_heads": hidden // 64, "intermediate_size": hidden * 43 // 16}
+    config = LlamaConfig(vocab_size=len(tokenizer), hidden_size=hidden, **shape)
+    LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
 
 

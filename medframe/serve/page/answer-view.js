@@ -5,7 +5,7 @@ import { make } from "./element.js";
 import { render } from "./markdown.js";
 import { noticeOf } from "./notice.js";
 import { called } from "./served.js";
-import { number, say } from "./words.js";
+import { languageOf, number, say } from "./words.js";
 
 /** Milliseconds between two renderings of an answer that comes. */
 const PACE = 60;
@@ -49,6 +49,7 @@ export class AnswerView {
   #draw(answer) {
     this.#later = 0;
     render(this.#text, answer.text);
+    this.#text.lang = languageOf(answer.text);
     this.element.dataset.state = answer.state;
     this.element.classList.toggle("wordless", !answer.text && answer.state === "failed");
     this.element.setAttribute("aria-busy", running(answer));

@@ -42,7 +42,7 @@ export async function* complete(request, signal) {
     for await (const data of events(response.body)) {
       if (data === "[DONE]") return;
       const chunk = JSON.parse(data);
-      if (chunk.error) throw refusal(chunk.error.code === 429 ? 429 : 500, chunk.error);
+      if (chunk.error) throw refusal(500, chunk.error);
       const choice = chunk.choices?.[0];
       if (choice?.delta?.content) yield { text: choice.delta.content };
       if (choice?.finish_reason) {
@@ -83,6 +83,6 @@ function refusal(status, { message = "", code = "" }, seconds = 0) {
   if (status === 401 || status === 403) return new Refusal("key_refused", message);
   if (status === 404) return new Refusal("model_gone", message);
   if (status === 429) return new Refusal("busy", message, seconds || 1);
-  if (status === 502 || status === 503 || status === 504) return new Refusal("unready", message, seconds);
+  if (status === 502 || status === 503) return new Refusal("unready", message, seconds);
   return new Refusal(status >= 500 ? "broken" : "refused", message);
 }

@@ -9,10 +9,11 @@ import { List } from "./list.js";
 import { explained } from "./notice.js";
 import { sampling, systemFor } from "./options.js";
 import { Scroller } from "./scroller.js";
-import { formatOf, modelOf, offer } from "./served.js";
+import { formatOf, modelOf, offer, refresh } from "./served.js";
 import { closeSide } from "./side.js";
 import { Speaker } from "./spoken.js";
 import { get, listeners, save } from "./store.js";
+import { tell } from "./toast.js";
 import { turnsOf } from "./turns.js";
 import { say } from "./words.js";
 
@@ -94,23 +95,32 @@ export class Chat {
     this.#scroller.grown();
   }
 
-  #ask(text) {
-    if (!modelOf(this.#model.value)) return false;
-    const question = add(this.#talk, path(this.#talk).at(-1), { role: "user", text });
-    this.#answer(question);
+  async #ask(text) {
+    return this.#put((talk) => add(talk, path(talk).at(-1), { role: "user", text }));
+  }
+
+  async #edit(turn, text) {
+    return this.#put((talk) => add(talk, before(talk, turn), { role: "user", text }));
+  }
+
+  async #regenerate(answer) {
+    return this.#put((talk) => {
+      const question = before(talk, answer);
+      // An answer of which nothing came is not worth an arrow.
+      if (!answer.text) drop(talk, answer);
+      return question;
+    });
+  }
+
+  /** Has the question that `of` takes from the conversation answered; false where there is no model to ask. */
+  async #put(of) {
+    const talk = this.#talk;
+    if (!modelOf(this.#model.value)) await refresh().then(() => this.offerModels(), () => {});
+    const model = modelOf(this.#model.value);
+    if (!model) tell(say("no_models"));
+    if (!model || this.#asked.has(talk.id) || this.#talk !== talk) return false;
+    this.#answer(talk, of(talk), model);
     return true;
-  }
-
-  #edit(turn, text) {
-    this.#answer(add(this.#talk, before(this.#talk, turn), { role: "user", text }));
-  }
-
-  #regenerate(answer) {
-    const question = before(this.#talk, answer);
-    if (!modelOf(this.#model.value) || this.#asked.has(this.#talk.id)) return;
-    // An answer of which nothing came is not worth an arrow.
-    if (!answer.text) drop(this.#talk, answer);
-    this.#answer(question);
   }
 
   #show(turn) {
@@ -119,9 +129,7 @@ export class Chat {
     this.render();
   }
 
-  async #answer(question) {
-    const talk = this.#talk;
-    const model = modelOf(this.#model.value);
+  async #answer(talk, question, model) {
     const control = new AbortController();
     const answer = add(talk, question, { role: "assistant", ...begun(model.id) });
     talk.model = model.id;
@@ -137,6 +145,7 @@ export class Chat {
     this.#scroller.toEnd();
     this.#composer.focus();
     await this.#follow(talk, answer, request, control.signal);
+    if (answer.refusal?.kind === "model_gone") await refresh().then(() => this.offerModels(), () => {});
     this.#asked.delete(talk.id);
     if (!get(talk.id)) return;
     save(talk);

@@ -8,10 +8,11 @@ import { confirmed } from "./dialog.js";
 import { iconButton, make } from "./element.js";
 import { sampling, systemFor } from "./options.js";
 import { Scroller } from "./scroller.js";
-import { called, modelOf, offer, pair, served } from "./served.js";
+import { called, modelOf, offer, pair, refresh, served } from "./served.js";
 import { speak } from "./spoken.js";
 import { listeners } from "./store.js";
-import { say } from "./words.js";
+import { tell } from "./toast.js";
+import { languageOf, say } from "./words.js";
 
 /** So many comparisons are kept. */
 const KEPT = 50;
@@ -56,8 +57,10 @@ export class Compare {
     this.#scroller.grown();
   }
 
-  #ask(question) {
+  async #ask(question) {
+    if (!served().length) await refresh().then(() => this.offerModels(), () => {});
     const models = [modelOf(this.#left.value), modelOf(this.#right.value)];
+    if (!models.every(Boolean)) tell(say("no_models"));
     if (!models.every(Boolean) || this.#asked) return false;
     const round = { id: fresh(), question, answers: models.map((model) => begun(model.id)) };
     this.#rounds = [...this.#rounds, round].slice(-KEPT);
@@ -84,13 +87,15 @@ export class Compare {
     );
     this.#asked = null;
     this.#keep();
+    if (round.answers.some(({ refusal }) => refusal?.kind === "model_gone")) await refresh().then(() => this.offerModels(), () => {});
     this.render();
   }
 
   #round(round) {
     const again = () => {
       const models = round.answers.map((answer) => modelOf(answer.model));
-      if (this.#asked || !models.every(Boolean)) return;
+      if (!models.every(Boolean)) tell(say("model_gone"));
+      if (!models.every(Boolean) || this.#asked) return;
       round.answers = models.map((model) => begun(model.id));
       this.#answer(round, models);
     };
@@ -106,7 +111,7 @@ export class Compare {
       make(
         "header",
         {},
-        make("h2", {}, round.question),
+        make("h2", { lang: languageOf(round.question) }, round.question),
         make(
           "div",
           { class: "actions" },

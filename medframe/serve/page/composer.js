@@ -17,10 +17,14 @@ export function grow(field) {
   field.style.height = `${field.scrollHeight}px`;
 }
 
-/** A composer in `form`, which has a textarea and a submit button: `send(text)` on Enter or the button, or `stop()`. */
+/**
+ * A composer in `form`, which has a textarea and a submit button: on Enter or the button `send(text)`, which resolves to
+ * false where it could not be sent and is to be kept, or `stop()`.
+ */
 export class Composer {
   #button;
   #running = false;
+  #sending = false;
 
   constructor(form, { send, stop }) {
     this.field = form.querySelector("textarea");
@@ -31,11 +35,14 @@ export class Composer {
       event.preventDefault();
       if (!this.#running) form.requestSubmit();
     });
-    form.addEventListener("submit", (event) => {
+    form.addEventListener("submit", async (event) => {
       event.preventDefault();
       const text = this.field.value.trim();
-      if (this.#running) stop();
-      else if (text && send(text) !== false) this.write("");
+      if (this.#running) return stop();
+      if (!text || this.#sending) return;
+      this.#sending = true;
+      if (await send(text)) this.write("");
+      this.#sending = false;
     });
     this.running = false;
   }

@@ -5,7 +5,7 @@ import { exported } from "./conversation.js";
 import { confirmed, line } from "./dialog.js";
 import { icon, iconButton, make } from "./element.js";
 import { all, clear, remove, save } from "./store.js";
-import { say } from "./words.js";
+import { languageOf, say } from "./words.js";
 
 /** Draws the list; `acts` has open(talk), start(), gone(ids), isRunning(id) and current(). */
 export class List {
@@ -48,7 +48,7 @@ export class List {
       make(
         "button",
         { type: "button", class: "entry", title: talk.title, "aria-current": current ? "page" : null, onclick: () => this.#acts.open(talk) },
-        make("span", { class: "name" }, talk.title),
+        make("span", { class: "name", lang: languageOf(talk.title) }, talk.title),
         running ? make("span", { class: "pulse", role: "img", "aria-label": say("answering_there") }) : null,
       ),
       make(

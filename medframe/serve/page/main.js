@@ -41,16 +41,17 @@ renderAll();
 begin();
 
 async function begin() {
-  strips.unstrip("gone");
   try {
     told = await settings();
+    options.limit(told.max_tokens);
+    renderAll();
     if (told.key_needed && !key()) await askKey();
     await refresh();
+    strips.unstrip("gone");
   } catch (refusal) {
     const words = () => `${say("no_models")} ${refusal.kind ? explained(refusal) : refusal.message}`;
     strips.strip("gone", words, { urgent: true, again: begin });
   }
-  options.limit(told.max_tokens);
   renderAll();
 }
 

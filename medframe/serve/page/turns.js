@@ -6,7 +6,7 @@ import { entersByKey, grow } from "./composer.js";
 import { path, versions } from "./conversation.js";
 import { iconButton, make } from "./element.js";
 import { tell } from "./toast.js";
-import { say } from "./words.js";
+import { languageOf, say } from "./words.js";
 
 /** The conversation's elements in order; `views` receives the view of each answer by the turn's id. */
 export function turnsOf(talk, acts, views) {
@@ -24,7 +24,7 @@ export function turnsOf(talk, acts, views) {
 }
 
 function questionOf(talk, turn, acts) {
-  const bubble = make("div", { class: "bubble", dir: "auto" }, turn.text);
+  const bubble = make("div", { class: "bubble", dir: "auto", lang: languageOf(turn.text) }, turn.text);
   const actions = make(
     "div",
     { class: "actions" },

@@ -119,7 +119,7 @@ export const zh = {
   versus: "与",
   comparisons: "对比列表",
   compare_title: "一个问题，两个模型",
-  compare_meaning: "两个模型同时作答；每个问题单独作答，各自使用训练时的提问格式。",
+  compare_meaning: "两个模型同时作答；每个问题单独作答，各自使用自己的提问格式。",
   compare_one: "这个服务器只有一个模型。与其基座模型一同启动后，可在此对比两者。",
   compare_clear: "清空对比",
   compare_clear_title: "清空全部对比？",

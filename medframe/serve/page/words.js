@@ -38,6 +38,11 @@ export function fill(root = document) {
   for (const element of root.querySelectorAll("[data-placeholder]")) element.placeholder = say(element.dataset.placeholder);
 }
 
+/** In what language a text is, for the fonts and voices that depend on it: Chinese where it has a Chinese character. */
+export function languageOf(text) {
+  return /\p{Script=Han}/u.test(text) ? "zh-CN" : "en";
+}
+
 /** A number as it is written here, with so many digits after the point. */
 export function number(value, digits = 0) {
   return value.toLocaleString(language === "zh" ? "zh-CN" : "en-GB", {
