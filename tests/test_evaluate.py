@@ -131,6 +131,17 @@ def test_packed_or_padded_it_is_the_same(
         assert padded[name]["interval"] == pytest.approx(packed[name]["interval"], rel=1e-4)
 
 
+def test_rounded_weights_are_measured_as_such(medframe: Medframe, run: Path, others: Path, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    shutil.copytree(run, tmp_path / "run", ignore=shutil.ignore_patterns("checkpoints", "evaluation.json"))
+    for bits in ([], ["--weights-dtype", "int4"]):
+        assert medframe("evaluate", tmp_path / "run", "--data", others, *bits).code == 0
+    whole, rounded = json.loads((tmp_path / "run" / "evaluation.json").read_text("utf-8"))
+    assert (whole["weights_dtype"], rounded["weights_dtype"]) == (None, "int4")
+    assert rounded["tuned"]["loss"] != whole["tuned"]["loss"]
+    assert rounded["tuned"]["loss"] == pytest.approx(whole["tuned"]["loss"], rel=0.2)
+
+
 def test_questions_that_were_asked_in_training_are_told(medframe: Medframe, run: Path, tmp_path: Path) -> None:
     rows = (run.parent / "rows.jsonl").read_text("utf-8").splitlines()[:40]
     file = tmp_path / "mixed.jsonl"

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from medframe.cli.opening import opens
+
+if TYPE_CHECKING:
+    from medframe.quantised import Bits
 
 
 @click.command("evaluate", short_help="Held-out loss of what was trained, and of its base.")
@@ -25,7 +28,13 @@ from medframe.cli.opening import opens
     help="Where to write what was measured; else RUN/evaluation.json.",
 )
 def command(
-    run: Path, base: Path | None, prompt: str | None, data: Path | None, reads: str | None, out: Path | None
+    run: Path,
+    base: Path | None,
+    prompt: str | None,
+    weights_dtype: Bits | None,
+    data: Path | None,
+    reads: str | None,
+    out: Path | None,
 ) -> None:
     """Measure RUN, and its base, on rows that it was not trained on: the loss per supervised token.
 
@@ -33,7 +42,7 @@ def command(
     """
     from medframe import quiet
     from medframe.errors import RunError
-    from medframe.evaluate.evaluate import FILE, evaluate, keep
+    from medframe.evaluate.evaluate import FILE, Asked, evaluate, keep
     from medframe.trained import kind_of
 
     quiet.libraries()
@@ -52,7 +61,7 @@ def command(
             bar.update(done - shown)
             shown = done
 
-        found = evaluate(run, base, prompt, data, reads, click.echo, told)
+        found = evaluate(Asked(run, base, prompt, data, reads, weights_dtype), click.echo, told)
     _show(found)
     if out is not None:
         keep(found, out)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from medframe.evaluate.interval import METHOD, interval
 from medframe.evaluate.loss import Losses, losses
 from medframe.evaluate.rows import held_out, of_file
 from medframe.manifest import libraries, machine
+from medframe.quantised import Bits
 from medframe.saving import write
 from medframe.trained import kind_of, open_run
 
@@ -23,24 +24,33 @@ FILE = "evaluation.json"
 """Where a run or a model directory keeps what was measured of it."""
 
 
-def evaluate(
-    run: Path,
-    base: Path | None,
-    prompt: str | None,
-    data: Path | None,
-    reads: str | None,
-    say: Callable[[str], None],
-    done: Callable[[int, int], None],
-) -> dict[str, Any]:
-    """Measure what lies in `run`, and its base, on the rows of `data`, else on those that the run held out.
+@dataclass(frozen=True)
+class Asked:
+    """What is to be measured."""
 
-    `reads` names the data section of the run, or the component, that explains the rows. `base` is where the base model
-    of a run lies now; of a whole model, what to compare it with. RunError where there is nothing to measure on,
-    DataError for rows that cannot be read. `done` is told how many of how many examples are measured.
+    run: Path
+    base: Path | None = None
+    """Where the base model of a run lies now; of a whole model, what to compare it with."""
+    prompt: str | None = None
+    """The format of a model that is bound to none."""
+    data: Path | None = None
+    """The rows; None: those that the run held out."""
+    reads: str | None = None
+    """What explains them: a data section of the run, or a component."""
+    bits: Bits | None = None
+    """What linear layers are rounded to in memory."""
+
+
+def evaluate(asked: Asked, say: Callable[[str], None], done: Callable[[int, int], None]) -> dict[str, Any]:
+    """Measure what lies in `asked.run`, and its base: the loss per supervised token, with intervals.
+
+    RunError where there is nothing to measure on, DataError for rows that cannot be read. `done` is told how many of
+    how many examples are measured.
     """
+    run, base = asked.run, asked.base
     of_run = kind_of(run) == "run"
-    opened = open_run(run, base if of_run else None, prompt=prompt)
-    rows = of_file(opened, data, reads, say) if data else held_out(opened, base, say)
+    opened = open_run(run, base if of_run else None, prompt=asked.prompt).rounded(asked.bits)
+    rows = of_file(opened, asked.data, asked.reads, say) if asked.data else held_out(opened, base, say)
     before = opened.backbone if of_run else None
     if base is not None and not of_run:
         # It reads the same ids: what the other model's tokenizer makes of a text would be another measure.
@@ -69,6 +79,7 @@ def evaluate(
         "less_by": None,
         "intervals": METHOD,
         "prompt": opened.manifest["prompt"]["use"],
+        "weights_dtype": opened.backbone.weights_dtype,
         "medframe": medframe.__version__,
         "libraries": libraries(),
         "machine": machine(),
@@ -94,7 +105,9 @@ def keep(found: dict[str, Any], file: Path) -> None:
 
 def _measured(found: dict[str, Any]) -> tuple[Any, ...]:
     """What of what on what."""
-    return found["data"]["content"], found["tuned"]["fingerprint"], found["prompt"], (found["base"] or {}).get("model")
+    against = (found["base"] or {}).get("model")
+    of = (found["tuned"]["fingerprint"], found["prompt"], found["weights_dtype"])
+    return found["data"]["content"], against, *of
 
 
 def _loaded(backbone: Backbone) -> Any:
