@@ -119,7 +119,7 @@ def _measure(report: Report, recipe: Recipe, prepared: Prepared) -> None:
     for what, hashes in (("questions are asked", _questions(train)), ("answers are given", _answers(train))):
         if again := sum(count > 1 for count in Counter(hashes).values()):
             report.notes.append(f"{again:,} {what} more than once in training")
-    if prepared.held_out and (again := _shared(train, prepared.held_out)):
+    if prepared.held_out and (again := asked_again(train, prepared.held_out)):
         report.notes.append(f"{again:,} held-out questions are also asked in training: the held-out loss flatters")
 
 
@@ -155,7 +155,8 @@ def _imitations(recipe: Recipe) -> Iterator[str]:
             yield f"{source.name}: {found:,} rows hold the format's own wording ({wording}), first {first}"
 
 
-def _shared(train: Batches, held_out: Batches) -> int:
+def asked_again(train: Batches, held_out: Batches) -> int:
+    """How many of the questions held out are asked in training too."""
     known = set(_questions(train))
     return sum(question in known for question in _questions(held_out))
 

@@ -24,8 +24,8 @@ from medframe.recipe import single
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_OWN = ("weights", "tokenizer", "adapters", "dtype")
-"""Fields of a backbone that a model directory has no use for: it is all of them."""
+_OWN = ("weights", "tokenizer", "adapters", "dtype", "weights_dtype")
+"""Fields of a backbone that a model directory has no use for: it is all of them, as it is stored."""
 
 
 @dataclass(frozen=True)

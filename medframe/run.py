@@ -32,6 +32,7 @@ OWN = (
     "ledger.json",
     "metrics.jsonl",
     "comparison.json",
+    "evaluation.json",
     "README.md",
     "report.html",
     "proof.safetensors",
@@ -42,7 +43,7 @@ OWN = (
     "wandb",
     "trackers.json",
 )
-"""All that a run, or a report of it, writes into its directory; nothing else there is ever touched."""
+"""All that a run, or what looks at it, writes into its directory; nothing else there is ever touched."""
 
 Say = Callable[[str], None]
 

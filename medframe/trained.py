@@ -130,6 +130,11 @@ def trained(backbone: Backbone, out: Path) -> Backbone:
     raise RunError(f"{out} holds neither adapter/ nor model/: the run has not finished; go on with --resume")
 
 
+def kind_of(out: Path) -> str:
+    """run, model or plain, as `Opened.kind`; RunError for what is none of them."""
+    return str(_manifest(out)["kind"])
+
+
 def read_manifest(out: Path) -> dict[str, Any]:
     """The manifest of the run directory; RunError when `out` is none."""
     manifest = _manifest(out)

@@ -462,6 +462,18 @@ def test_a_run_of_every_parameter_becomes_a_model_directory(
     assert f"medframe merge {whole} --out DIR" in ended.err
 
 
+def test_an_adapter_trained_beside_rounded_weights_is_merged_into_the_stored_ones(
+    medframe: Medframe, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("bitsandbytes")
+    run = trained(tmp_path / "rounded", "backbone.weights_dtype=int8")
+    ended = medframe("merge", run, "--out", tmp_path / "merged", "--check")
+    assert ended.code == 0, ended.err
+    assert "WARNING it was trained beside int8 weights" in ended.out
+    equal(opened(tmp_path / "merged").state_dict(), by_peft(written(Llama(), tmp_path / "base"), [run / "adapter"]))
+    assert said(medframe, monkeypatch, tmp_path / "merged")
+
+
 # What is refused.
 
 

@@ -25,6 +25,7 @@ VERBS = {
     "generate": "generate",
     "serve": "serve",
     "merge": "merge",
+    "evaluate": "evaluate",
     "report": "report",
     "recipes": "recipes",
     "list-plugins": "list_plugins",

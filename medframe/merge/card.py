@@ -31,6 +31,8 @@ def card(name: str, manifest: Mapping[str, Any]) -> str:
     else:
         lines.append(f"- prompt format: `{prompt['use']}`" + (f" (skew: {prompt['skew']})" if prompt["skew"] else ""))
         lines.append(f"- chat template: {prompt['chat_template']}")
+    if merged["trained_beside"]:
+        lines.append(f"- trained beside {merged['trained_beside']} weights, and merged into those that are stored")
     if manifest["tiny"]:
         lines.append("- the base is a tiny random model: it proves the pipeline, and knows no medicine")
     lines += ["", "## Lineage", "", *_lineage(manifest["lineage"]), "", "## Made with", ""]

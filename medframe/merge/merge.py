@@ -84,6 +84,11 @@ def _merge(names: Sequence[str], out: Path, options: Options, say: Say) -> None:
         f"{count} into {len(planned.outputs)} tensors, of which {planned.changed} change; "
         f"{told(planned.bytes)} in {DTYPES[planned.dtype]}"
     )
+    if found.beside:
+        say(
+            f"WARNING it was trained beside {found.beside} weights, and is merged into those that are stored: what it "
+            "computes is close to what the run does, and not the same"
+        )
     with _locked(out), saving(out, "nothing of it is left") as aside:
         written, digests = write(planned, aside, options.shard_size, options.rounding == "once", say)
         proof = _proof(planned, written, digests)
@@ -207,7 +212,12 @@ def _description(aside: Path, found: Sources, options: Options, planned: Plan, p
         "decoding": None if found.decoding is None else asdict(found.decoding),
         "tiny": found.is_tiny,
         "lineage": found.lineage(),
-        "merged": {"dtype": DTYPES[planned.dtype], "rounding": options.rounding, "tied": planned.tied},
+        "merged": {
+            "dtype": DTYPES[planned.dtype],
+            "rounding": options.rounding,
+            "tied": planned.tied,
+            "trained_beside": found.beside,
+        },
         "proof": proof,
         "libraries": manifests.libraries(),
         "medframe": medframe.__version__,

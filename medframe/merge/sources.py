@@ -50,6 +50,8 @@ class Sources:
     prompt_component: Component | None
     decoding: Decoding | None
     """How the run that brings the format answers."""
+    beside: str | None
+    """To how many bits the weights were rounded that an adapter was trained beside."""
     base: Source
     adapters: Sequence[Source]
 
@@ -121,7 +123,9 @@ def _together(base: Source, adapters: Sequence[Source], prompt: str | None) -> S
     else:
         located = [weights.locate(directory, "adapters") for directory in directories]
         backbone, component, tokenizer = backbone_for(weights.locate(base.directory), located)
-    backbone = replace(backbone, weights=base.directory, adapters=directories)
+    beside = backbone.weights_dtype
+    # What is stored is what is merged into.
+    backbone = replace(backbone, weights=base.directory, adapters=directories, weights_dtype=None)
     if with_run is not last or not adapters:
         # What a run named is no concern of what was added to it; and a whole model has its own beside it.
         backbone = replace(backbone, tokenizer=None)
@@ -134,7 +138,7 @@ def _together(base: Source, adapters: Sequence[Source], prompt: str | None) -> S
     elif prompt is not None:
         speaks = format_named(Path(base.directory), prompt)
     format_, format_component = speaks or (None, None)
-    return Sources(backbone, component, tokenizer, format_, format_component, decoding, base, adapters)
+    return Sources(backbone, component, tokenizer, format_, format_component, decoding, beside, base, adapters)
 
 
 def _adapter(name: str) -> Source:

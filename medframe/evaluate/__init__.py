@@ -1,0 +1,1 @@
+"""How well a model foretells answers that it was not trained on."""
