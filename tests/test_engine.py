@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -26,10 +27,12 @@ from medframe.engine.choice import choose
 from medframe.engine.engine import PREFILL, Engine
 from medframe.engine.request import Request
 from medframe.errors import BackboneError
+from medframe.prompt import Span
 from medframe_backbones.auto import Auto
 from medframe_backbones.baichuan import Baichuan
 from medframe_backbones.bloom import Bloom
 from medframe_backbones.llama import Llama
+from medframe_prompts.bentsao import BenTsaoLiterature
 from medframe_prompts.chatmed import ChatMed
 
 QUESTIONS = ["头晕怎么办？", "孩子咳嗽三天了，夜里更重，要不要去医院拍片子？" * 3, "胃疼。", "血压150/95，吃什么药好？"]
@@ -178,6 +181,26 @@ class TestOneModel:
         assert request.longest == context
         with pytest.raises(PromptError, match="the question alone takes"):
             answerer.request([Turn("user", "咳嗽" * context)])
+
+    def test_of_a_long_conversation_the_most_rounds_that_fit_are_asked_with(self, answerer: Answerer) -> None:
+        class Counting(BenTsaoLiterature):
+            rendered = 0
+
+            def render(self, turns: Sequence[Turn]) -> list[Span]:
+                self.rendered += 1
+                return super().render(turns)
+
+        prompt = Counting()
+        encoder = Encoder(prompt, answerer.encoder.tokenizer)
+        said = [[Turn("user", "咳嗽" * (n % 7 + 1)), Turn("assistant", f"第{n}天")] for n in range(300)]
+        ids = [
+            encoder.question([*chain.from_iterable(said[n:]), Turn("user", "还咳")]) for n in range(290, len(said) + 1)
+        ]
+        for room in range(len(ids[-1]), len(ids[0])):
+            prompt.rendered = 0
+            found = encoder.question([*chain.from_iterable(said), Turn("user", "还咳")], room)
+            assert found == next(each for each in ids if len(each) <= room)
+            assert prompt.rendered < 15  # of 301 that there are
 
     def test_log_probabilities_are_the_models_own(self, answerer: Answerer) -> None:
         request = answerer.request([Turn("user", "胃疼。")], Decoding(max_new_tokens=4, temperature=2.0))

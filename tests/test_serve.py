@@ -198,6 +198,7 @@ def test_chatmeds_own_client_is_answered(server: tuple[str, Path], expected: str
         ({"max_tokens": 1501}, 400, "at most 1500 new tokens"),
         ({"temperature": -1}, 400, "temperature"),
         ({"temperature": "hot"}, 400, "temperature"),
+        ({"repetition_penalty": 1e-300}, 400, "repetition_penalty must lie between 0.1 and 10"),
         ({"top_p": 0}, 400, "top_p"),
         ({"n": 9}, 400, "n may be at most 8"),
         ({"stop": ""}, 400, "empty text"),

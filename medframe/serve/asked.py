@@ -36,7 +36,7 @@ class _Sampling(BaseModel):
     temperature: float | None = Field(None, ge=0, le=10)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
     n: int = Field(1, ge=1)

@@ -68,8 +68,9 @@ class Guard:
 
         try:
             await self._app(scope, receive, sends)
-        except asyncio.CancelledError:
-            pass  # the server ends, and has waited long enough
+        except asyncio.CancelledError:  # the server ends, and has waited long enough
+            if not begun:
+                await _refuse(send, 503, "the server is ending")
         except Exception as error:
             # Where, and not with what: its words may be a patient's.
             where = "".join(traceback.format_tb(error.__traceback__)[-3:])
