@@ -37,8 +37,8 @@ class Decoding:
             raise ValueError(f"top_k must be at least 1, not {self.top_k}; null draws among all")
         if not 0 < self.top_p <= 1:
             raise ValueError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if not 0 < self.repetition_penalty <= 10:
-            raise ValueError(f"repetition_penalty must be above 0 and at most 10, not {self.repetition_penalty}")
+        if not 0.1 <= self.repetition_penalty <= 10:
+            raise ValueError(f"repetition_penalty must lie between 0.1 and 10, not {self.repetition_penalty}")
         if self.num_beams < 1:
             raise ValueError(f"num_beams must be at least 1, not {self.num_beams}")
         if self.num_beams > 1 and self.temperature:

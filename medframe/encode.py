@@ -106,13 +106,21 @@ class Encoder:
         The oldest rounds are left out until `room` tokens hold the rest; TooLong when the last does not fit.
         """
         system, rounds = rounds_of(turns)
-        while True:
-            ids = self.example([*system, *flat(rounds)]).ids
-            if room is None or len(ids) <= room:
-                return ids
-            if len(rounds) <= 1:
-                raise TooLong(f"the question alone takes {len(ids)} tokens; there is room for {room}")
-            rounds = rounds[1:]
+        ids = self.example([*system, *flat(rounds)]).ids
+        if room is None or len(ids) <= room:
+            return ids
+        # By halves: a conversation of a thousand turns is not laid out five hundred times.
+        too_many, enough = 0, len(rounds)
+        while enough - too_many > 1:
+            left_out = (too_many + enough) // 2
+            fewer = self.example([*system, *flat(rounds[left_out:])]).ids
+            if len(fewer) > room:
+                too_many, ids = left_out, fewer
+            else:
+                enough, fitting = left_out, fewer
+        if enough == len(rounds):
+            raise TooLong(f"the question alone takes {len(ids)} tokens; there is room for {room}")
+        return fitting
 
     def text(self, text: str) -> list[int]:
         """The ids of a text that no format lays out, after the token that begins every text where there is one."""

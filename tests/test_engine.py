@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from itertools import chain
 from typing import Any
 
 import pytest
@@ -10,6 +11,8 @@ import torch
 from transformers import (
     GenerationConfig,
     RepetitionPenaltyLogitsProcessor,
+    RwkvConfig,
+    RwkvForCausalLM,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
@@ -23,10 +26,13 @@ from medframe.encode import Encoder
 from medframe.engine.choice import choose
 from medframe.engine.engine import PREFILL, Engine
 from medframe.engine.request import Request
+from medframe.errors import BackboneError
+from medframe.prompt import Span
 from medframe_backbones.auto import Auto
 from medframe_backbones.baichuan import Baichuan
 from medframe_backbones.bloom import Bloom
 from medframe_backbones.llama import Llama
+from medframe_prompts.bentsao import BenTsaoLiterature
 from medframe_prompts.chatmed import ChatMed
 
 QUESTIONS = ["头晕怎么办？", "孩子咳嗽三天了，夜里更重，要不要去医院拍片子？" * 3, "胃疼。", "血压150/95，吃什么药好？"]
@@ -176,6 +182,26 @@ class TestOneModel:
         with pytest.raises(PromptError, match="the question alone takes"):
             answerer.request([Turn("user", "咳嗽" * context)])
 
+    def test_of_a_long_conversation_the_most_rounds_that_fit_are_asked_with(self, answerer: Answerer) -> None:
+        class Counting(BenTsaoLiterature):
+            rendered = 0
+
+            def render(self, turns: Sequence[Turn]) -> list[Span]:
+                self.rendered += 1
+                return super().render(turns)
+
+        prompt = Counting()
+        encoder = Encoder(prompt, answerer.encoder.tokenizer)
+        said = [[Turn("user", "咳嗽" * (n % 7 + 1)), Turn("assistant", f"第{n}天")] for n in range(300)]
+        ids = [
+            encoder.question([*chain.from_iterable(said[n:]), Turn("user", "还咳")]) for n in range(290, len(said) + 1)
+        ]
+        for room in range(len(ids[-1]), len(ids[0])):
+            prompt.rendered = 0
+            found = encoder.question([*chain.from_iterable(said), Turn("user", "还咳")], room)
+            assert found == next(each for each in ids if len(each) <= room)
+            assert prompt.rendered < 15  # of 301 that there are
+
     def test_log_probabilities_are_the_models_own(self, answerer: Answerer) -> None:
         request = answerer.request([Turn("user", "胃疼。")], Decoding(max_new_tokens=4, temperature=2.0))
         request.logprobs = 3
@@ -221,10 +247,43 @@ def test_tokens_are_drawn_as_often_as_transformers_warpers_say(settings: dict[st
     assert set(counts.nonzero()[:, 0].tolist()) >= set((expected > 0.01).nonzero()[:, 0].tolist())
 
 
-def test_logits_that_are_no_numbers_end_one_answer_and_not_the_others() -> None:
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_end_one_answer_and_not_the_others(value: float) -> None:
     tokenizer = Llama().load_tokenizer()
-    good, bad = (Request([1, 2], Decoding(), frozenset(), tokenizer) for _ in range(2))
-    logits = torch.randn(2, 100)
-    logits[1, 7] = torch.nan
-    choose(logits, [good, bad])
+    good, bad, none = (Request([1, 2], Decoding(temperature=1), frozenset(), tokenizer) for _ in range(3))
+    logits = torch.randn(3, 100)
+    logits[1, 7] = value
+    logits[2] = -torch.inf
+    choose(logits, [good, bad, none])
     assert (good.finish, len(good.tokens), bad.finish, bad.tokens) == (None, 1, "broken", [])
+    assert none.finish == "broken"
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e-50, 5e-324])
+def test_the_lowest_temperatures_draw_the_likeliest(temperature: float) -> None:
+    logits = torch.randn(1, 100) * 30
+    request = Request([1], Decoding(temperature=temperature), frozenset(), Llama().load_tokenizer())
+    choose(logits, [request])
+    assert request.tokens == [int(logits.argmax())]
+
+
+def test_who_sees_that_an_answer_has_ended_sees_all_of_it() -> None:
+    tokenizer, seen = Llama().load_tokenizer(), list[object]()
+
+    class Watching:
+        def decode(self, ids: list[int], **settings: Any) -> object:
+            seen.append(request.finish)
+            return tokenizer.decode(ids, **settings)
+
+    request = Request([1], Decoding(max_new_tokens=1), frozenset(), tokenizer)
+    request.tokenizer = Watching()  # type: ignore[assignment]
+    request.begin()
+    request.take(7)
+    assert request.finish == "length"
+    assert set(seen) == {None}  # another thread may look between any two lines
+
+
+def test_a_model_that_keeps_a_state_instead_of_keys_and_values_is_refused() -> None:
+    config = RwkvConfig(vocab_size=20, hidden_size=8, num_hidden_layers=2)
+    with pytest.raises(BackboneError, match="side by side"):
+        Engine(RwkvForCausalLM(config))

@@ -13,6 +13,7 @@ import pytest
 from conftest import Medframe
 
 from medframe.decoding import preset
+from medframe.generate.journal import Journal
 from medframe_backbones.llama import Llama
 
 ROOT = Path(__file__).parents[1]
@@ -196,6 +197,44 @@ def test_a_killed_process_loses_no_answer_and_none_is_made_twice(
     assert ended_.code == 0, ended_.err
     assert (here / "a.jsonl").read_text("utf-8") == (here / "whole.jsonl").read_text("utf-8")
     assert not part.exists()
+
+
+def test_two_processes_do_not_write_the_same_answers(medframe: Medframe, here: Path, model: Path) -> None:
+    written(here / "q.jsonl", "头晕怎么办？")
+    line = ["generate", model, "--prompt", "chatmed", "--input", "q.jsonl", "--output", "a.jsonl", *SHORT]
+    with Journal(here / "a.jsonl", {"model": "another"}) as first:
+        for more in ((), ("--overwrite",)):
+            ended = medframe(*line, *more)
+            assert ended.code == 2
+            assert "another process is writing answers there" in ended.err
+        first.add(0, {"answer": "好"})
+    assert len((here / "a.jsonl.part").read_bytes().splitlines()) == 2
+
+
+def test_begun_answers_are_of_their_format_and_replace_what_was_to_be_replaced(
+    medframe: Medframe, here: Path, model: Path
+) -> None:
+    written(here / "q.jsonl", *(f"第{i}天，头晕怎么办？" for i in range(6)))
+    line = [model, "--input", "q.jsonl", "--output", "a.jsonl", *SHORT, "--tokens", 1]
+    (here / "a.jsonl").write_text("old")
+    command = [sys.executable, "-c", KILLED, *map(str, line), "--prompt", "chatmed", "--overwrite", "9"]
+    assert subprocess.run(command, capture_output=True).returncode == -9
+    assert (here / "a.jsonl").read_text() == "old"
+    ended = medframe("generate", *line, "--prompt", "bentsao-med")
+    assert ended.code == 2
+    assert "another format" in ended.err
+    ended = medframe("generate", *line, "--prompt", "chatmed")
+    assert ended.code == 0, ended.err
+    assert len(lines(here / "a.jsonl")) == 6
+
+
+def test_the_questions_are_not_written_over(medframe: Medframe, here: Path, model: Path) -> None:
+    written(here / "q.jsonl", "头晕怎么办？")
+    line = ["generate", model, "--prompt", "chatmed", "--input", "q.jsonl", "--output", "./q.jsonl", *SHORT]
+    ended = medframe(*line, "--overwrite")
+    assert ended.code == 2
+    assert "the questions are read from there" in ended.err
+    assert (here / "q.jsonl").read_text("utf-8") == '"头晕怎么办？"\n'
 
 
 def test_presets_are_what_the_authors_published(medframe: Medframe, here: Path, model: Path) -> None:

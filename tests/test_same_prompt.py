@@ -16,9 +16,10 @@ from medframe.encode import Encoded
 from medframe.engine.engine import Engine
 from medframe.engine.request import Request
 from medframe.plugins import catalog
-from medframe.serve.app import Settings, app
+from medframe.serve.app import app
 from medframe.serve.audit import Audit
 from medframe.serve.models import load
+from medframe.serve.settings import Settings
 from medframe.trained import open_run
 from medframe_backbones.auto import Auto
 from medframe_backbones.baichuan import Baichuan

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import http.client
+import http.server
 import json
+import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -14,14 +16,28 @@ from typing import Any
 
 import openai
 import pytest
+import torch
 from conftest import Medframe, serving
+from peft import LoraConfig, get_peft_model
 
 from medframe.answer import Answerer
 from medframe.dataset import Turn
 from medframe.decoding import Decoding
-from medframe.serve.app import DISCLAIMER
-from medframe.trained import open_run
+from medframe.encode import Encoder
+from medframe.engine.engine import Engine
+from medframe.engine.request import Request
+from medframe.errors import RunError
+from medframe.serve.answering import Exchange
+from medframe.serve.audit import Audit
+from medframe.serve.limits import Limits
+from medframe.serve.models import elsewhere, load, named
+from medframe.serve.remote import Remote
+from medframe.serve.scheduler import Failed, Overloaded, Scheduler, Ticket
+from medframe.serve.service import DISCLAIMER
+from medframe.serve.told import Answer
+from medframe.trained import Opened, open_run
 from medframe_backbones.llama import Llama
+from medframe_prompts.chatmed import ChatMed
 
 ASKED: list[Any] = [{"role": "user", "content": "头晕怎么办？"}]
 
@@ -57,7 +73,7 @@ def expected(model: Path) -> str:
     return Answerer(opened.model(), opened.encoder).answer([Turn("user", "头晕怎么办？")], Decoding(max_new_tokens=12))
 
 
-def send(url: str, path: str, body: bytes | str, **headers: str) -> tuple[int, dict[str, Any], Any]:
+def send(url: str, path: str, body: bytes | str, **headers: str | bytes) -> tuple[int, dict[str, Any], Any]:
     """(status, JSON, headers) of a POST, whatever the body."""
     connection = http.client.HTTPConnection(url.removeprefix("http://"), timeout=60)
     body = body.encode() if isinstance(body, str) else body
@@ -149,12 +165,21 @@ def test_completions_go_on_after_a_text(client: openai.OpenAI) -> None:
     assert len(answer.choices[0].logprobs.token_logprobs or ()) == 5
     pieces = client.completions.create(model="tiny", prompt="问：头晕", max_tokens=5, stream=True)
     assert "".join(piece.choices[0].text for piece in pieces if piece.choices) == answer.choices[0].text
+    assert answer.usage
+    alone = client.completions.create(model="tiny", prompt="问：牙疼", max_tokens=5, n=2).usage
+    both = client.completions.create(model="tiny", prompt=["问：头晕", "问：牙疼"], max_tokens=5, n=2).usage
+    assert alone
+    assert both
+    assert (alone.completion_tokens, both.completion_tokens) == (10, 20)
+    assert both.prompt_tokens == answer.usage.prompt_tokens > alone.prompt_tokens
 
 
 def test_chatmeds_own_client_is_answered(server: tuple[str, Path], expected: str) -> None:
     body = {"query": "<s>问：\n头晕怎么办？\n答：\n", "max_new_tokens": 12}
     status, answer, _ = send(server[0], "/chatmed_generate", json.dumps(body))
     assert (status, answer) == (200, {"query": body["query"], "response": expected})
+    status, answer, _ = send(server[0], "/chatmed_generate", json.dumps({"query": "<s>问：\n答：\n"}))
+    assert (status, answer["error"]["message"]) == (400, "query is empty")
 
 
 @pytest.mark.parametrize(
@@ -173,9 +198,11 @@ def test_chatmeds_own_client_is_answered(server: tuple[str, Path], expected: str
         ({"max_tokens": 1501}, 400, "at most 1500 new tokens"),
         ({"temperature": -1}, 400, "temperature"),
         ({"temperature": "hot"}, 400, "temperature"),
+        ({"repetition_penalty": 1e-300}, 400, "repetition_penalty must lie between 0.1 and 10"),
         ({"top_p": 0}, 400, "top_p"),
         ({"n": 9}, 400, "n may be at most 8"),
         ({"stop": ""}, 400, "empty text"),
+        ({"stop": ["长" * 1001]}, 400, "at most 1000 characters"),
         ({"tools": [{"type": "function"}]}, 400, "tools is not supported"),
         ({"response_format": {"type": "json_object"}}, 400, "response_format is not supported"),
         ({"presence_penalty": 1}, 400, "presence_penalty is not supported"),
@@ -200,6 +227,7 @@ def test_what_cannot_be_is_refused_with_why(
         (b"[1]", {}, 400),
         (b"\xff\xfe\x00", {}, 400),
         (b"[" * 100_000, {}, 400),
+        (b'{"model": "tiny", "messages": [{"role": "user", "content": "\\ud83d"}]}', {}, 400),
         (b" " * (2 << 20), {}, 413),
         (b'{"model": "tiny"}', {"content_type": "text/plain"}, 415),
         (b'{"model": "tiny"}', {"host": "evil.example"}, 400),
@@ -250,6 +278,15 @@ def test_who_leaves_frees_the_place(server: tuple[str, Path], client: openai.Ope
         assert last["answer_tokens"] < 1500
 
 
+def test_who_leaves_in_the_middle_of_a_body_is_no_error(server: tuple[str, Path]) -> None:
+    host, port = server[0].removeprefix("http://").split(":")
+    with socket.create_connection((host, int(port))) as half:
+        half.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n")
+        half.sendall(b"Content-Length: 99\r\n\r\n{")
+        time.sleep(0.3)
+    assert send(server[0], "/v1/chat/completions", "{}")[0] == 400  # and no traceback, which `serving` looks for
+
+
 def test_overload_is_refused_and_never_piles_up(server: tuple[str, Path]) -> None:
     url, _ = server
     body = json.dumps({"model": "tiny", "messages": ASKED, "max_tokens": 200})
@@ -278,7 +315,10 @@ def test_a_line_is_kept_of_each_request_without_its_text(server: tuple[str, Path
 
 def test_health_and_metrics(server: tuple[str, Path]) -> None:
     connection = http.client.HTTPConnection(server[0].removeprefix("http://"))
-    for path, status in {"/health": 200, "/ready": 200, "/metrics": 200, "/v2": 404, "/v1/models/x": 404}.items():
+    pages = {"/page/main.js": 200, "/page/../app.py": 404, "/page/%2e%2e/app.py": 404, f"/page/{'x' * 400}.js": 404}
+    pages |= {"/page//etc/passwd": 404, "/page/vendor//etc/debian_version.txt": 404, "/page/": 404, "/page/%00.js": 404}
+    found = {"/health": 200, "/ready": 200, "/metrics": 200, "/v2": 404, "/v1/models/x": 404}
+    for path, status in (found | pages).items():
         connection.request("GET", path)
         answer = connection.getresponse()
         assert (path, answer.status) == (path, status)
@@ -287,17 +327,18 @@ def test_health_and_metrics(server: tuple[str, Path]) -> None:
 
 
 def test_a_key_opens_the_api_and_a_timeout_ends_an_answer(model: Path) -> None:
-    options = ("--api-key", "secret-1", "--api-key", "secret-2", "--timeout", 1.5, "--disclaimer")
+    options = ("--api-key", "secret-1", "--api-key", "密钥, 2", "--timeout", 1.5, "--disclaimer")
     with serving(f"tiny={model}", "--prompt", "bentsao-literature", *options, "--system-turn", "ignore") as url:
         body = json.dumps({"model": "tiny", "messages": ASKED, "max_tokens": 3})
         for wrong in ({}, {"authorization": "Bearer secret"}, {"authorization": "Bearer sécret-1"}):
             status, answer, _ = send(url, "/v1/chat/completions", body, **wrong)
             assert (status, answer["error"]["code"]) == (401, "invalid_api_key")
-        for key in ("secret-1", "secret-2"):
-            client = openai.OpenAI(base_url=f"{url}/v1", api_key=key, max_retries=0)
-            said = [{"role": "system", "content": "你是医生"}, *ASKED, {"role": "assistant", "content": "好"}, *ASKED]
-            answer = client.chat.completions.create(model="tiny", messages=said, max_tokens=3)
-            assert str(answer.choices[0].message.content).endswith(DISCLAIMER["zh"])
+        status, _, _ = send(url, "/v1/chat/completions", body, authorization="bearer 密钥, 2".encode())
+        assert status == 200
+        client = openai.OpenAI(base_url=f"{url}/v1", api_key="secret-1", max_retries=0)
+        said = [{"role": "system", "content": "你是医生"}, *ASKED, {"role": "assistant", "content": "好"}, *ASKED]
+        answer = client.chat.completions.create(model="tiny", messages=said, max_tokens=3)
+        assert str(answer.choices[0].message.content).endswith(DISCLAIMER["zh"])
         with pytest.raises(openai.APIStatusError) as late:
             client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=4096)
         assert late.value.status_code == 504
@@ -312,6 +353,9 @@ def test_a_key_opens_the_api_and_a_timeout_ends_an_answer(model: Path) -> None:
         (("--host", "192.0.2.1", "--api-key", "k"), "192.0.2.1"),
         (("--temperature", 99), "temperature"),
         (("--audit", "no/such/folder/audit"), "no/such/folder"),
+        (("--host", "0.0.0.0", "--api-key", ""), "a key is empty"),
+        (("--num-beams", 2), "num-beams"),
+        (("--timeout", 0), "timeout"),
     ],
 )
 def test_what_would_be_unsafe_or_cannot_be_is_not_started(
@@ -344,6 +388,98 @@ def test_another_engine_gets_token_ids_and_never_messages(model: Path, expected:
         assert (status, answer_["error"]["type"]) == (500, "server_error")
 
 
+@pytest.mark.parametrize(
+    "said",
+    [
+        b"<html>hello</html>",
+        b'data: {"choices": 3}\n\n',
+        b'data: {"choices": [{"token_ids": [1e99, "x"], "finish_reason": null}]}\n\n',
+        b'data: {"choices": [{"token_ids": [1000000000000], "finish_reason": null}]}\n\n',
+    ],
+)
+def test_an_engine_that_answers_nonsense_is_an_error_at_once(model: Path, said: bytes) -> None:
+    class Nonsense(http.server.BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(said)
+
+        def log_message(self, *_: object) -> None:
+            """Say nothing."""
+
+    async def ask(url: str) -> None:
+        remote = Remote(url, None, Limits(timeout=20))
+        request = Answerer(None, opened.encoder, opened.backbone.load_config()).request([Turn("user", "头晕")])
+        with pytest.raises(Failed):
+            async for _ in remote.submit("tiny", request).answered():
+                pass
+        await remote.end()
+
+    opened = open_run(model, prompt="chatmed")
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Nonsense) as lying:
+        threading.Thread(target=lying.serve_forever).start()
+        asyncio.run(ask(f"http://127.0.0.1:{lying.server_port}"))
+        lying.shutdown()
+
+
+def test_one_model_that_is_full_or_fails_leaves_the_other_alone(model: Path) -> None:
+    opened = open_run(model, prompt="chatmed")
+    answerer = Answerer(opened.model(), opened.encoder)
+
+    class Breaking(Engine):
+        def drop(self, request: Request) -> None:
+            raise RuntimeError("no memory")
+
+    async def ask() -> None:
+        limits = Limits(concurrent=1, waiting=0)
+        scheduler = Scheduler({"a": Breaking(answerer.model), "b": Engine(answerer.model)}, limits)
+        first, second, third = (
+            answerer.request([Turn("user", "头晕")], Decoding(max_new_tokens=n)) for n in (1500, 3, 3)
+        )
+        ticket = scheduler.submit("a", first)
+        with pytest.raises(Overloaded):
+            scheduler.check("a", 1)
+        scheduler.check("b", 1)
+        assert "".join([piece async for piece in scheduler.submit("b", second).answered()])
+        ticket.leave()
+        while scheduler.running:
+            await asyncio.sleep(0.01)
+        assert "".join([piece async for piece in scheduler.submit("a", third).answered()])
+        await scheduler.end()
+
+    asyncio.run(ask())
+
+
+def test_who_has_gone_before_the_stream_begins_frees_the_place(model: Path) -> None:
+    tokenizer, outcomes = Llama().load_tokenizer(), list[object]()
+
+    async def ask() -> Ticket:
+        request = Request([1, 5], Decoding(), frozenset(), tokenizer)
+        ticket = Ticket("tiny", request, time.monotonic() + 9, asyncio.get_running_loop())
+        exchange = Exchange(
+            answer=Answer("chat", "tiny", tokenizer), tickets=[ticket], closing="", tell=outcomes.append
+        )
+
+        async def receive() -> Any:
+            return {"type": "http.disconnect"}
+
+        async def send(_: Any) -> None:
+            await asyncio.sleep(0)
+
+        await exchange.stream(False, lambda: None, 9)({"type": "http"}, receive, send)
+        return ticket
+
+    assert asyncio.run(ask()).gone
+    assert outcomes == ["left"]
+
+
+def test_a_full_disk_under_the_audit_keeps_nobody_from_an_answer(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Audit(Path("/dev/full")).add(outcome=200)
+    assert '"outcome": 200' in capsys.readouterr().err
+
+
 def test_vllm_that_is_not_there_or_does_not_start_is_told(
     medframe: Medframe, here: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -358,3 +494,48 @@ def test_vllm_that_is_not_there_or_does_not_start_is_told(
     ended = medframe(*line)
     assert ended.code == 2
     assert "it ended with 3: no GPU" in ended.err
+
+
+def test_adapters_that_share_their_base_answer_as_each_does_alone(tmp_path: Path) -> None:
+    backbone, ids = Llama(), torch.tensor([[1, 5, 6, 7, 8]])
+    configs: dict[str, dict[str, Any]] = {
+        "v1.5": {"target_modules": ["q_proj"]},
+        "v1.6": {"target_modules": ["down_proj"], "use_dora": True},
+        "default": {"target_modules": ["q_proj", "down_proj"], "use_rslora": True, "lora_dropout": 0.5},
+        "whole": {"target_modules": ["q_proj"], "modules_to_save": ["lm_head"]},
+    }
+    runs = {}
+    for seed, (name, config) in enumerate(configs.items()):
+        torch.manual_seed(seed)
+        tuned = get_peft_model(backbone.load_model(), LoraConfig(task_type="CAUSAL_LM", **config))
+        for weight in tuned.parameters():
+            if weight.requires_grad:
+                weight.data += torch.randn_like(weight) / 20
+        tuned.save_pretrained(str(tmp_path / name / "adapter"), save_embedding_layers=False)
+        manifest = {"kind": "run", "base": {"fingerprint": "b"}, "tokenizer": "t"}
+        encoder = Encoder(ChatMed(), backbone.load_tokenizer())
+        runs[name] = Opened(tmp_path / name, manifest, backbone, encoder)
+
+    def logits(model: Any) -> Any:
+        with torch.no_grad():
+            return model(ids).logits
+
+    served = load(list(runs.items()))
+    assert served.keys() == {*runs, *(f"{name}-base" for name in runs)}
+    assert len({id(each.answerer.model) for each in served.values()}) == 2  # one for LoRA, one for a whole head
+    plain = logits(backbone.load_model().eval())
+    for name, each in [*served.items()] * 2:
+        expected = plain if each.kind == "base" else logits(runs[name].model())
+        with each.using():
+            assert torch.allclose(logits(each.answerer.model), expected, atol=1e-6), name
+        assert each.kind == "base" or not torch.allclose(expected, plain, atol=1e-3)
+    with pytest.raises(RunError, match=r"two models are called v1\.5-base"):
+        load([*runs.items(), ("v1.5-base", runs["v1.6"])])
+    with pytest.raises(RunError, match="two models are called a"):
+        elsewhere([("a", runs["v1.5"]), ("a", runs["v1.6"])])
+
+
+def test_a_path_with_an_equals_sign_is_a_path(here: Path) -> None:
+    assert named("lr=1e-4") == ("lr", Path("1e-4"))
+    (here / "lr=1e-4").mkdir()
+    assert named("lr=1e-4") == (None, Path("lr=1e-4"))

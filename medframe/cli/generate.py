@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     type=click.IntRange(1),
     help="Most tokens, questions and answers, that are held in memory at a time.",
 )
-@click.option("--overwrite", is_flag=True, help="Begin anew where there are answers.")
+@click.option("--overwrite", is_flag=True, help="Begin anew where there are answers, whole or begun.")
 def command(
     run: Path,
     base: Path | None,
@@ -55,10 +55,8 @@ def command(
     quiet.libraries()
     if output.is_dir():
         raise click.BadParameter(f"{output} is a folder; name a file", param_hint="--output")
-    part = output.with_name(f"{output.name}.part")
-    if overwrite:
-        part.unlink(missing_ok=True)
-    elif output.exists():
+    begun = output.with_name(f"{output.name}.part").exists()  # also where it was to replace what is there
+    if output.exists() and not begun and not overwrite:
         raise click.BadParameter(f"{output} is there already; --overwrite begins anew", param_hint="--output")
     opened = open_run(run, base, prompt=prompt).rounded(weights_dtype)
     settings = chosen(opened.decoding, **decoding)
@@ -73,7 +71,7 @@ def command(
             shown = done
 
         ended = generate(
-            opened, source, output, settings, seed, tokens, dataset(reads, source) if reads else None, told
+            opened, source, output, settings, seed, tokens, dataset(reads, source) if reads else None, told, overwrite
         )
     counts = {"stop": "ended by themselves", "length": "cut at max_new_tokens", "error": "failed, with why"}
     click.echo(f"{output}: " + "; ".join(f"{ended[kind]:,} {words}" for kind, words in counts.items() if ended[kind]))

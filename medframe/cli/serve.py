@@ -31,7 +31,13 @@ if TYPE_CHECKING:
 @click.option("--concurrent", default=16, show_default=True, type=click.IntRange(1), help="Answers side by side.")
 @click.option("--tokens", default=16384, show_default=True, type=click.IntRange(1), help="Held in memory at a time.")
 @click.option("--waiting", default=64, show_default=True, type=click.IntRange(0), help="Longest queue; then 429.")
-@click.option("--timeout", default=300.0, show_default=True, help="Seconds to the end of an answer.")
+@click.option(
+    "--timeout",
+    default=300.0,
+    show_default=True,
+    type=click.FloatRange(0, min_open=True),
+    help="Seconds to the end of an answer.",
+)
 @click.option("--longest", default=4096, show_default=True, type=click.IntRange(1), help="Most new tokens asked for.")
 @click.option("--system-turn", type=click.Choice(["refuse", "ignore"]), default="refuse", show_default=True)
 @click.option("--token-ids", is_flag=True, help="Take token ids in /v1/completions, control tokens among them.")
@@ -70,7 +76,11 @@ def command(
     from medframe.serve.server import check_installed
 
     check_installed()
-    keys = keys or tuple(key for key in os.environ.get(KEYS, "").split(",") if key)
+    if not all(key.strip() == key != "" for key in keys):
+        raise click.BadParameter("a key is empty, or begins or ends with a space", param_hint="--api-key")
+    keys = keys or tuple(key.strip() for key in os.environ.get(KEYS, "").split(",") if key.strip())
+    if (decoding.get("num_beams") or 1) > 1:
+        raise click.BadParameter("a beam search tells nothing of an answer before its end", param_hint="--num-beams")
     local = _is_loopback(host)
     if not local and not keys:
         raise click.BadParameter(f"{host} is reached from elsewhere: give --api-key or {KEYS}", param_hint="--host")
@@ -78,12 +88,12 @@ def command(
     from dataclasses import replace
 
     from medframe import quiet
-    from medframe.serve.app import Settings
     from medframe.serve.audit import Audit
     from medframe.serve.limits import Limits
     from medframe.serve.models import elsewhere, load, named
     from medframe.serve.remote import Remote
     from medframe.serve.server import serve
+    from medframe.serve.settings import Settings
     from medframe.serve.vllm import started
     from medframe.trained import open_run
 
@@ -93,7 +103,7 @@ def command(
         name, run = named(argument)
         found = open_run(run, base, prompt=prompt).rounded(weights_dtype)
         usual = chosen(replace(found.decoding, num_beams=1), **decoding)
-        opened.append((name or run.resolve().name, replace(found, decoding=usual)))
+        opened.append((name or run.resolve().name, replace(found, decoding=replace(usual, num_beams=1))))
     settings = Settings(
         title=", ".join(name for name, _ in opened),
         keys=keys,

@@ -16,9 +16,10 @@ _NEAR = 512
 def choose(logits: torch.Tensor, requests: Sequence[Request]) -> None:
     """Give each request its next token. logits: [requests, vocabulary], any precision."""
     logits = logits.float()
-    broken = logits.isnan().any(1).tolist()
-    for request, row, no_numbers in zip(requests, logits, broken, strict=True):
-        if no_numbers:
+    # Of an infinite logit, or of none that is finite, no probabilities can be made either.
+    sound = logits.logsumexp(1).isfinite().tolist()
+    for request, row, numbers in zip(requests, logits, sound, strict=True):
+        if not numbers:
             request.end("broken")
             continue
         scores = _penalised(row, request)
@@ -39,7 +40,9 @@ def _penalised(row: torch.Tensor, request: Request) -> torch.Tensor:
 
 def _drawn(scores: torch.Tensor, request: Request) -> int:
     """A token by its probability, by the request's own random numbers: what lies beside it does not change it."""
-    values, tokens = _candidates(scores / request.decoding.temperature, request.decoding)
+    # Below the likeliest, and in double precision, so that no temperature, however low, makes them infinite.
+    scores = (scores - scores.max()).double() / request.decoding.temperature
+    values, tokens = _candidates(scores, request.decoding)
     sums = torch.softmax(values, 0, dtype=torch.float64).cumsum(0)
     at = torch.searchsorted(sums, request.random.random() * float(sums[-1]))
     return int(tokens[min(int(at), len(tokens) - 1)])

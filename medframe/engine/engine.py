@@ -58,6 +58,8 @@ class Engine:
         if strange := sorted({*(getattr(config, "layer_types", None) or ())} - _ATTENTION):
             raise BackboneError(f"answers of this model cannot be written side by side: it has layers of {strange[0]}")
         forward = inspect.signature((model.get_base_model() if hasattr(model, "peft_config") else model).forward)
+        if "past_key_values" not in forward.parameters:  # RWKV, which carries a state on instead
+            raise BackboneError("answers of this model cannot be written side by side: it keeps no keys and values")
         takes_any = any(p.kind == p.VAR_KEYWORD for p in forward.parameters.values())
         self._takes = {n for n in ("position_ids", "logits_to_keep") if takes_any or n in forward.parameters}
         self._arriving: deque[_Arriving] = deque()

@@ -73,5 +73,5 @@ class Request:
 
     def end(self, finish: Finish) -> None:
         """Go on no further."""
-        self.finish = finish
         self.said += self._text.end()
+        self.finish = finish  # last: whoever sees it from another thread sees the whole text

@@ -55,6 +55,12 @@ class Text:
         if found:
             self.stopped = True
             return text[: min(found)]
-        begun = max((n for stop in self._stop for n in range(1, len(stop)) if text.endswith(stop[:n])), default=0)
+        begun = max((_begun(text, stop) for stop in self._stop), default=0)
         self._held = text[len(text) - begun :]
         return text[: len(text) - begun]
+
+
+def _begun(text: str, stop: str) -> int:
+    """How many of its last characters may be the beginning of the stop text."""
+    longest = min(len(text), len(stop) - 1)
+    return next((n for n in range(longest, 0, -1) if text.endswith(stop[:n])), 0)

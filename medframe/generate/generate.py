@@ -33,25 +33,29 @@ def generate(
     tokens: int = 16384,
     reads: DatasetSource | None = None,
     told: Told = lambda done, of: None,
+    anew: bool = False,
 ) -> Counter[str]:
     """Answer every row of the file; `output` then holds a JSON line for each, in order. How many ended how.
 
     A row that cannot be read, laid out or answered is written with `error`, and the others go on. The answers that
-    have come are kept beside the output: called again, it goes on without repeating or losing one. Each answer depends
-    on its own row, its place and `seed` alone. `tokens` is the most that is held in memory at a time, questions and
-    answers. DataError and RunError as `questions` and `Journal` say.
+    have come are kept beside the output: called again, it goes on without repeating or losing one, unless it is to
+    begin `anew`. Each answer depends on its own row, its place and `seed` alone. `tokens` is the most that is held in
+    memory at a time, questions and answers. DataError and RunError as `questions` and `Journal` say.
     """
+    if output.resolve() in [file.resolve() for file in files.find(str(source))]:
+        raise DataError(f"{output}: the questions are read from there; name another file for the answers")
     asked = list(questions(source, reads))
     if not asked:
         raise DataError(f"{source}: holds no rows")
     of = {
         "model": opened.fingerprint,
+        "format": opened.manifest["prompt"],
         "input": files.fingerprint(files.find(str(source))),
         "decoding": {**asdict(decoding), "stop": list(decoding.stop)},
         "seed": seed,
         "source": reads and repr(reads),
     }
-    with Journal(output, of) as journal:
+    with Journal(output, of, anew) as journal:
         told(len(journal), len(asked))
         missing = [number for number in range(len(asked)) if number not in journal]
         if missing:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
 from collections import Counter
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -22,11 +24,14 @@ class Journal:
     `output` itself appears when all are there, whole and in the order of the questions.
     """
 
-    def __init__(self, output: Path, of: dict[str, Any]) -> None:
-        """Go on with what lies there; RunError where it is of other questions, another model or other settings."""
+    def __init__(self, output: Path, of: dict[str, Any], anew: bool = False) -> None:
+        """Go on with what lies there, or `anew` without it.
+
+        RunError where it is of other questions, another model or other settings, or where another process writes it.
+        """
         self.output = output
         self.part = output.with_name(f"{output.name}.part")
-        self._of = of
+        self._of = of = json.loads(json.dumps(of))  # as it will be read
         self._at: dict[int, int] = {}
         """Where in the file each answer is, by the number of its question."""
         self._synced = time.monotonic()
@@ -35,6 +40,9 @@ class Journal:
             self._file = self.part.open("a+b")
         except OSError as error:
             raise DataError(f"{self.part}: {error.strerror or error}") from None
+        self._lock()
+        if anew:
+            self._file.truncate(0)
         self._file.seek(0)
         head = self._file.readline()
         if head.endswith(b"\n"):
@@ -50,7 +58,8 @@ class Journal:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        with suppress(OSError):  # what the disk refused has been told
+            self._file.close()
 
     def __contains__(self, number: int) -> bool:
         return number in self._at
@@ -90,6 +99,17 @@ class Journal:
                 os.fsync(self._file.fileno())
                 self._synced = time.monotonic()
         return at
+
+    def _lock(self) -> None:
+        """Keep others out until the file is closed, however this process ends."""
+        try:
+            with suppress(BlockingIOError):
+                fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if self.part.exists() and self.part.stat().st_ino == os.fstat(self._file.fileno()).st_ino:
+                    return  # else whoever had it has just finished
+        except OSError:
+            return  # a file system without locks
+        raise RunError(f"{self.part}: another process is writing answers there")
 
     def _check(self, head: bytes) -> None:
         try:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator
 
@@ -36,7 +36,7 @@ class _Sampling(BaseModel):
     temperature: float | None = Field(None, ge=0, le=10)
     top_p: float | None = Field(None, gt=0, le=1)
     top_k: int | None = Field(None, ge=-1)
-    repetition_penalty: float | None = Field(None, gt=0, le=10)
+    repetition_penalty: float | None = None
     stop: str | list[str] | None = None
     seed: int | None = None
     n: int = Field(1, ge=1)
@@ -57,6 +57,8 @@ class _Sampling(BaseModel):
             raise Refused(f"n may be at most {choices}", "n")
         if isinstance(self.stop, list) and len(self.stop) > 16:
             raise Refused("stop may hold at most 16 texts", "stop")
+        if self.stop and max(map(len, [self.stop] if isinstance(self.stop, str) else self.stop)) > 1000:
+            raise Refused("a stop text may have at most 1000 characters", "stop")
 
     def decoding(self, usual: Decoding, longest: int) -> Decoding:
         """The model's usual one with what is asked for in its place; Refused for what cannot be."""
@@ -176,9 +178,9 @@ class Legacy(BaseModel):
     max_new_tokens: int | None = Field(None, ge=1)
 
     def question(self) -> str:
-        """What is asked, out of the layout that ChatMed's client puts around it."""
+        """What is asked, out of the layout that ChatMed's client puts around it; Refused where that is nothing."""
         text = self.query.strip().removeprefix("<s>").strip()
-        return text.removeprefix("问：").strip().removesuffix("答：").strip()
-
-
-Finish = Literal["stop", "length"]
+        text = text.removeprefix("问：").strip().removesuffix("答：").strip()
+        if not text:
+            raise Refused("query is empty", "query")
+        return text

@@ -14,9 +14,11 @@ class Limits:
     tokens: int = 16384
     """Tokens of one model's questions and answers that are held at a time."""
     waiting: int = 64
-    """Requests that may wait for a place; one more is refused (429)."""
+    """Requests that may wait for a place at one model; one more is refused (429)."""
     timeout: float = 300
     """Seconds from arrival to the end of the answer."""
+    arrival: float = 30
+    """Seconds in which a request must be here, and its body."""
     body: int = 1 << 20
     """Bytes of a request."""
     new_tokens: int = 4096

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
@@ -41,9 +42,10 @@ class Served:
         return self.answerer.encoder
 
     def engine(self, limits: Limits) -> Engine:
-        """Its place in memory to write answers in."""
+        """Its place in memory to write answers in, which no question is longer than from now on."""
         from medframe.engine.engine import Engine
 
+        self.answerer.context = min(self.answerer.context or limits.tokens, limits.tokens)
         return Engine(self.answerer.model, limits.tokens, limits.concurrent, self.using)
 
     def told(self) -> dict[str, Any]:
@@ -68,17 +70,21 @@ class Served:
 def load(runs: Sequence[tuple[str, Opened]], with_base: bool = True) -> dict[str, Served]:
     """All of them by name, and with each adapter its base as NAME-base, in the adapter's format.
 
-    Adapters that were trained on the same base share it in memory, unless one brings a vocabulary of its own.
+    Adapters that were trained on the same base share it in memory, unless one brings more than LoRA.
     RunError for two of the same name.
     """
     served: dict[str, Served] = {}
-    shared: dict[str, tuple[Any, str]] = {}
+    shared: dict[str, Any] = {}
     for name, opened in runs:
         for each in _loaded(name, opened, shared, with_base):
-            if each.name in served:
-                raise RunError(f"two models are called {each.name}; give each a name: NAME={opened.out}")
-            served[each.name] = each
+            _add(served, each)
     return served
+
+
+def _add(served: dict[str, Served], each: Served) -> None:
+    if each.name in served:
+        raise RunError(f"two models are called {each.name}; give each a name: NAME={each.opened.out}")
+    served[each.name] = each
 
 
 def elsewhere(runs: Sequence[tuple[str, Opened]]) -> dict[str, Served]:
@@ -87,29 +93,38 @@ def elsewhere(runs: Sequence[tuple[str, Opened]]) -> dict[str, Served]:
     for name, opened in runs:
         whole = trained(opened.backbone, opened.out) if opened.kind == "run" else opened.backbone
         answerer = Answerer(None, opened.encoder, whole.load_config())
-        served[name] = Served(name, opened, answerer, replace(opened.decoding, num_beams=1), "tuned", None)
+        _add(served, Served(name, opened, answerer, opened.decoding, "tuned", None))
     return served
 
 
-def _loaded(name: str, opened: Opened, shared: dict[str, tuple[Any, str]], with_base: bool) -> Iterator[Served]:
-    # A beam search follows several answers and tells none of them before its end.
-    decoding = replace(opened.decoding, num_beams=1)
+def _loaded(name: str, opened: Opened, shared: dict[str, Any], with_base: bool) -> Iterator[Served]:
     adapter = opened.out / "adapter"
     if opened.kind != "run" or not adapter.is_dir():
-        yield Served(name, opened, Answerer(opened.model(), opened.encoder), decoding, "tuned", None)
+        yield Served(name, opened, Answerer(opened.model(), opened.encoder), opened.decoding, "tuned", None)
         return
-    base = opened.manifest["base"]["fingerprint"] + opened.manifest["tokenizer"]
+    base = _base(opened, adapter)
+    loaded = "default"
     if base in shared:
-        model, _ = shared[base]
-        model.load_adapter(str(adapter), adapter_name=name)
+        model = shared[base]
+        loaded = f"adapter{len(model.peft_config)}"  # a name of the user's may be one that peft cannot have
+        model.load_adapter(str(adapter), adapter_name=loaded)
     else:
-        model = opened.model()
-        shared[base] = (model, name)
+        model = shared[base] = opened.model()
     answerer = Answerer(model, opened.encoder)
-    loaded = name if name in model.peft_config else "default"
-    yield Served(name, opened, answerer, decoding, "tuned", None, _with_adapter(model, loaded))
+    yield Served(name, opened, answerer, opened.decoding, "tuned", None, _with_adapter(model, loaded))
     if with_base:
-        yield Served(f"{name}-base", opened, answerer, decoding, "base", name, model.disable_adapter)
+        yield Served(f"{name}-base", opened, answerer, opened.decoding, "base", name, model.disable_adapter)
+
+
+def _base(opened: Opened, adapter: Path) -> str:
+    """The same for adapters that can share their base: of the same content, in the same precision and way.
+
+    An adapter that trained modules whole, which peft puts in the place of the base's, has it to itself.
+    """
+    config = json.loads((adapter / "adapter_config.json").read_text("utf-8"))
+    alone = str(opened.out.resolve()) if config.get("modules_to_save") else ""
+    how = replace(opened.backbone, weights="", tokenizer=None, adapters=[])
+    return f"{opened.manifest['base']['fingerprint']} {opened.manifest['tokenizer']} {how} {alone}"
 
 
 def _with_adapter(model: Any, name: str) -> Callable[[], AbstractContextManager[None]]:
@@ -125,6 +140,6 @@ def _with_adapter(model: Any, name: str) -> Callable[[], AbstractContextManager[
 def named(argument: str) -> tuple[str | None, Path]:
     """NAME=RUN or RUN, as given on the command line."""
     name, equals, path = argument.partition("=")
-    if equals and name and "/" not in name:
+    if equals and name and "/" not in name and not Path(argument).exists():
         return name, Path(path)
     return None, Path(argument)

@@ -7,7 +7,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
@@ -49,8 +49,15 @@ class Ticket:
     event: asyncio.Event = field(default_factory=asyncio.Event)
     """Set when there is more of the answer, or when it has ended."""
     gone: bool = False
-    """Nobody waits for it any more."""
     error: Exception | None = None
+    task: asyncio.Task[None] | None = None
+    """What asks for the answer elsewhere, where one does."""
+
+    def leave(self) -> None:
+        """Nobody waits for it any more: its place is freed."""
+        self.gone = True
+        if self.task:
+            self.task.cancel()
 
     def wake(self) -> None:
         """Tell who waits, from another thread."""
@@ -63,24 +70,21 @@ class Ticket:
         self.wake()
 
     async def answered(self) -> AsyncIterator[str]:
-        """The answer piece by piece. Whatever ends this early frees the place. TimedOut, Failed."""
+        """The answer piece by piece; TimedOut, Failed."""
         told = 0
-        try:
-            while True:
-                await self.event.wait()
-                self.event.clear()
-                if self.error:
-                    raise self.error
-                finish, said = self.request.finish, self.request.said
-                if finish == "broken":
-                    raise Failed("the model computes no numbers for this question")
-                if len(said) > told:
-                    yield said[told:]
-                    told = len(said)
-                if finish:
-                    return
-        finally:
-            self.gone = True
+        while True:
+            await self.event.wait()
+            self.event.clear()
+            if self.error:
+                raise self.error
+            finish, said = self.request.finish, self.request.said
+            if finish == "broken":
+                raise Failed("the model computes no numbers for this question")
+            if len(said) > told:
+                yield said[told:]
+                told = len(said)
+            if finish:
+                return
 
 
 class Scheduler:
@@ -113,16 +117,19 @@ class Scheduler:
         """Requests that are being answered."""
         return sum(map(len, self._at_work.values()))
 
-    def check(self, requests: int) -> None:
-        """Overloaded where so many more would not have a place, nor one in the queue."""
+    def check(self, model: str, requests: int) -> None:
+        """Overloaded where so many more would have neither a place at this model nor one in its queue."""
         with self._changed:
+            waiting = sum(ticket.model == model for ticket in self._waiting)
             # Those who wait while there are places are on their way to one.
-            free = max(0, self._limits.concurrent - self.running)
-            if len(self._waiting) + requests > self._limits.waiting + free:
-                raise Overloaded(max(1, round(self._seconds * len(self._waiting) / self._limits.concurrent)))
+            free = max(0, self._limits.concurrent - len(self._at_work[model]))
+            if waiting + requests > self._limits.waiting + free:
+                raise Overloaded(max(1, round(self._seconds * waiting / self._limits.concurrent)))
 
     def submit(self, model: str, request: Request) -> Ticket:
-        """Have it answered; its `answered` gives the answer."""
+        """Have it answered; its `answered` gives the answer. Failed where nobody answers any more."""
+        if not self.alive:
+            raise Failed("the server is ending")
         ticket = Ticket(model, request, time.monotonic() + self._limits.timeout, asyncio.get_running_loop())
         with self._changed:
             self._waiting.append(ticket)
@@ -143,24 +150,39 @@ class Scheduler:
                     self._changed.wait()
                 if self._ending:
                     return
-                self._let_go()
+                self._end_late()
+            self._each(self._let_go)
+            with self._changed:
                 self._take_in()
-            for model in self._engines:
-                if self._at_work[model]:
-                    self._step(model)
+            self._each(self._step)
 
-    def _let_go(self) -> None:
-        """Drop whom nobody waits for, and who has waited too long."""
+    def _each(self, act: Callable[[str], None]) -> None:
+        """Do this for each model that is at work; where it fails, the answers of that model do, and no others."""
+        for model in self._engines:
+            try:
+                if self._at_work[model]:
+                    act(model)
+            except Exception as error:  # out of memory, above all
+                _log.error("answers of %s failed: %s", model, type(error).__name__)
+                for ticket in self._at_work[model]:
+                    ticket.fail(Failed("the model failed at this question, or at one beside it"))
+                self._at_work[model] = []
+                self._engines[model].clear()
+
+    def _end_late(self) -> None:
+        """End those that have waited too long, and forget those that nobody waits for and have no place yet."""
         now = time.monotonic()
         for ticket in [*self._waiting, *(each for tickets in self._at_work.values() for each in tickets)]:
             if not ticket.gone and ticket.deadline < now:
                 ticket.fail(TimedOut(f"not answered within {self._limits.timeout:g} seconds"))
                 ticket.gone = True
         self._waiting = deque(ticket for ticket in self._waiting if not ticket.gone)
-        for model, tickets in self._at_work.items():
-            for ticket in [each for each in tickets if each.gone]:
-                self._engines[model].drop(ticket.request)
-                tickets.remove(ticket)
+
+    def _let_go(self, model: str) -> None:
+        """Free the places of those that nobody waits for."""
+        for ticket in [each for each in self._at_work[model] if each.gone]:
+            self._engines[model].drop(ticket.request)
+            self._at_work[model].remove(ticket)
 
     def _take_in(self) -> None:
         """Give places, in the order of arrival; who wants another model does not wait for one that is full."""
@@ -176,15 +198,7 @@ class Scheduler:
         self._waiting = left
 
     def _step(self, model: str) -> None:
-        try:
-            went_on = {id(request) for request in self._engines[model].step()}
-        except Exception as error:  # out of memory, above all: these fail, the server goes on
-            _log.error("answers of %s failed: %s", model, type(error).__name__)
-            for ticket in self._at_work[model]:
-                ticket.fail(Failed("the model failed at this question, or at one beside it"))
-            self._at_work[model] = []
-            self._engines[model].clear()
-            return
+        went_on = {id(request) for request in self._engines[model].step()}
         for ticket in self._at_work[model]:
             if id(ticket.request) in went_on:
                 ticket.wake()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING
 from medframe.errors import RunError
 
 if TYPE_CHECKING:
-    from medframe.serve.app import Settings
     from medframe.serve.audit import Audit
     from medframe.serve.models import Served
     from medframe.serve.remote import Remote
+    from medframe.serve.settings import Settings
 
 
 def check_installed() -> None:
@@ -37,6 +37,7 @@ def serve(
     import uvicorn
 
     from medframe.serve.app import app
+    from medframe.serve.connection import connection
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as listening:
@@ -52,7 +53,7 @@ def serve(
             access_log=False,  # it would tell who asks; the audit does, by key
             server_header=False,
             timeout_graceful_shutdown=10,
-            limit_concurrency=None,
+            http=connection(settings.limits.arrival),
         )
         name = f"[{host}]" if ":" in host else host
         say(f"http://{name}:{listening.getsockname()[1]}")
