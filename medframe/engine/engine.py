@@ -38,8 +38,9 @@ class Engine:
 
     A question is read by itself, without padding; the answers are then written together, one token each a step, over
     a cache that is padded at its left. It works with every causal language model of transformers whose layers are
-    attention, ALiBi or rotary, and draws each answer by its own seed. transformers' own continuous batching was left
-    aside: its paged attention has no place for ALiBi, and its settings are the same for all.
+    attention, ALiBi or rotary, and draws each answer by its own seed. transformers' own continuous batching has paged
+    attention, in which ALiBi has no place, one random state for all, and on a CPU it is slower than one answer at a
+    time (tests/benchmarks/engine.py).
     """
 
     def __init__(
