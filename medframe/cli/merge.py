@@ -56,7 +56,7 @@ def command(
 ) -> None:
     """Merge the adapters, in this order, into BASE; or the adapter of RUN into the base that it was trained on.
 
-    Adapters are directories, runs, or hub models. One tensor is in memory at a time. DIR appears once all is proven,
+    Adapters are directories, runs, or hub models. Two tensors are in memory at a time. DIR appears once all is proven,
     or not at all: every `medframe` verb takes it as RUN, and transformers loads it as it is.
     """
     from medframe import quiet

@@ -269,6 +269,11 @@ def _config(directory: Path) -> dict[str, Any]:
             )
         if config.get("bias", "none") not in ("none", "all", "lora_only"):
             raise ValueError(f"bias is {config['bias']!r}")
+        if named := config.get("target_parameters"):
+            raise ValueError(
+                f"target_parameters is {json.dumps(named)[:80]}: such as the experts of a mixture, these are stored in "
+                "another layout than they are computed with, and cannot be merged on disk"
+            )
         for key, value in config.items():
             if key not in _READ | _NEUTRAL and value not in (None, False, [], {}, ""):
                 raise ValueError(f"{key} is {json.dumps(value)[:80]}, which is not understood here")
