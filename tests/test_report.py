@@ -295,6 +295,9 @@ def test_values_that_are_not_finite_are_counted_and_left_out(run: Path, reported
     for told in ("loss: 2 values are", "grad_norm: 1 value is", "learning_rate: 1 value is"):
         assert f"{told} not finite" in page.text
     assert "flag" not in page.charts()
+    tiny = [json.dumps({"step": n, "loss": 5e-324 * (n + 1), "learning_rate": 1e-320}) for n in range(3)]
+    (run / "metrics.jsonl").write_text("\n".join([*tiny, '{"step": 4, "loss": 2}']), "utf-8")
+    assert [said for *_, said in reported().charts()["Loss"][0]["p"]] == ["0", "0", "0", "2"]
     drawn = "".join(a.get("d") or a.get("data-lines") or "" for _, a in page.elements)
     assert not re.search(r"nan|inf", drawn)
 
@@ -342,6 +345,16 @@ def test_a_file_that_is_lost_or_broken_is_named(
     assert (f"{name} is missing" in text) == (content is None)
     assert (f"{name} is not what a run writes" in text) == (content is not None and not is_mapping)
     assert "Curves" in text
+
+
+@pytest.mark.parametrize("training", [{"sources": {}}, {"sources": {"consult": {}}}, {"width": 0}, {"examples": -1}])
+def test_lengths_that_no_run_writes_are_left_out_with_all_of_the_ledger(
+    run: Path, reported: Callable[..., Page], training: dict[str, Any]
+) -> None:
+    edit(run / "ledger.json", lambda ledger: ledger["training"].update(training))
+    text = reported().text
+    assert "ledger.json is not what a run writes, and is left out." in text
+    assert "The account of the rows cannot be read." in text
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 LARGEST = 1e100
-"""Beyond it a value is shown as little as one that is not finite."""
+"""Beyond it a value is shown as little as one that is not finite; one as small is shown as 0."""
 
 Series = list[tuple[int, float]]
 
@@ -74,7 +74,7 @@ def read(file: Path) -> Metrics:
                 if not abs(value) < LARGEST:
                     found.not_finite[name] += 1
                 else:
-                    values.setdefault(name, {})[step] = float(value)
+                    values.setdefault(name, {})[step] = float(value) if abs(value) * LARGEST > 1 else 0.0
     found.series = {name: sorted(by_step.items()) for name, by_step in values.items()}
     return found
 

@@ -154,9 +154,9 @@ def _ledger(record: Record, text: str) -> None:
         _text(ledger.source, *(part for entry in ledger.entries for part in (entry.file, entry.fate, entry.why)))
     held_out = content["held_out"]
     _text(*held_out)
+    # Runs of earlier versions have not recorded the lengths.
+    record.training = _training(content["training"]) if "training" in content else None
     record.ledgers, record.held_out = ledgers, list(held_out)
-    if "training" in content:  # runs of earlier versions have not recorded it
-        record.training = _training(content["training"])
 
 
 def _training(content: Mapping[str, Any]) -> Training:
@@ -166,7 +166,7 @@ def _training(content: Mapping[str, Any]) -> Training:
     training = Training(**{**content, "sources": sources})
     _whole(training.examples, training.tokens, training.supervised, training.longest, training.width)
     _whole(*(count for counts in sources.values() for count in counts.values()))
-    if not isinstance(training.median, int | float) or not training.width:
+    if not isinstance(training.median, int | float) or not training.width or not any(sources.values()):
         raise TypeError
     return training
 
