@@ -223,6 +223,9 @@ def test_begun_answers_are_of_their_format_and_replace_what_was_to_be_replaced(
     ended = medframe("generate", *line, "--prompt", "bentsao-med")
     assert ended.code == 2
     assert "another format" in ended.err
+    ended = medframe("generate", *line, "--prompt", "chatmed", "--weights-dtype", "int8")
+    assert ended.code == 2
+    assert "another weights_dtype" in ended.err
     ended = medframe("generate", *line, "--prompt", "chatmed")
     assert ended.code == 0, ended.err
     assert len(lines(here / "a.jsonl")) == 6

@@ -356,6 +356,8 @@ def test_a_key_opens_the_api_and_a_timeout_ends_an_answer(model: Path) -> None:
         (("--host", "0.0.0.0", "--api-key", ""), "a key is empty"),
         (("--num-beams", 2), "num-beams"),
         (("--timeout", 0), "timeout"),
+        (("--engine-url", "127.0.0.1:8001"), "is no address"),
+        (("--engine-url", "http://[1"), "is no address"),
     ],
 )
 def test_what_would_be_unsafe_or_cannot_be_is_not_started(
@@ -370,7 +372,7 @@ def test_another_engine_gets_token_ids_and_never_messages(model: Path, expected:
     audit = tmp_path / "audit"
     with (
         serving(f"tiny={model}", "--prompt", "bentsao-bloom", "--token-ids", "--audit", audit) as engine,
-        serving(f"tiny={model}", "--prompt", "chatmed", "--engine-url", engine) as url,
+        serving(f"tiny={model}", "--prompt", "chatmed", "--engine-url", f"{engine}/v1/") as url,
     ):
         client = openai.OpenAI(base_url=f"{url}/v1", api_key="none", max_retries=0)
         answer = client.chat.completions.create(model="tiny", messages=ASKED, max_tokens=12)

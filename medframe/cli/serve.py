@@ -6,6 +6,7 @@ import ipaddress
 import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 import click
 
@@ -84,6 +85,10 @@ def command(
     local = _is_loopback(host)
     if not local and not keys:
         raise click.BadParameter(f"{host} is reached from elsewhere: give --api-key or {KEYS}", param_hint="--host")
+    if engine_url and not _is_address(engine_url):
+        raise click.BadParameter(
+            f"{engine_url!r} is no address such as http://127.0.0.1:8001", param_hint="--engine-url"
+        )
     from contextlib import ExitStack
     from dataclasses import replace
 
@@ -133,3 +138,11 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def _is_address(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        return False

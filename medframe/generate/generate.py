@@ -49,6 +49,7 @@ def generate(
         raise DataError(f"{source}: holds no rows")
     of = {
         "model": opened.fingerprint,
+        "weights_dtype": opened.backbone.weights_dtype,
         "format": opened.manifest["prompt"],
         "input": files.fingerprint(files.find(str(source))),
         "decoding": {**asdict(decoding), "stop": list(decoding.stop)},

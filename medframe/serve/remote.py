@@ -26,7 +26,11 @@ class Remote:
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         # What patients ask goes to that server alone: to no proxy that the environment names.
         self._client = httpx.AsyncClient(
-            base_url=url, headers=headers, timeout=limits.timeout, limits=httpx.Limits(), trust_env=False
+            base_url=url.rstrip("/").removesuffix("/v1"),
+            headers=headers,
+            timeout=limits.timeout,
+            limits=httpx.Limits(),
+            trust_env=False,
         )
         self._places = asyncio.Semaphore(limits.concurrent)
         self._tasks: set[asyncio.Task[None]] = set()

@@ -60,12 +60,13 @@ class _Ended(Exception):
 
 
 def _wait(process: subprocess.Popen[bytes], url: str) -> None:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy knows the way to this machine
     until = time.monotonic() + _START
     while time.monotonic() < until:
         if process.poll() is not None:
             raise _Ended
         try:
-            with urllib.request.urlopen(f"{url}/health", timeout=5):
+            with direct.open(f"{url}/health", timeout=5):
                 return
         except (OSError, urllib.error.URLError):
             time.sleep(0.5)
@@ -91,7 +92,9 @@ def _arguments(runs: Sequence[tuple[str, Opened]]) -> list[str]:
     base, tokenizer = opened.backbone.directory(), adapter.resolve()
     line = [str(base), "--tokenizer", str(tokenizer), "--served-model-name", f"{first}-base"]
     # vLLM knows these ranks.
-    rank = next(known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= max(ranks))
+    rank = next((known for known in (8, 16, 32, 64, 128, 256, 320, 512) if known >= max(ranks)), None)
+    if rank is None:
+        raise RunError(f"--engine vllm: an adapter has rank {max(ranks)}, and vLLM takes 512 at most: merge it first")
     return [*line, "--enable-lora", "--max-lora-rank", str(rank), "--lora-modules", *modules]
 
 
