@@ -40,7 +40,7 @@ class Report:
     steps: int | None = None
     processes: int = 1
     forecast: dict[str, Any] | None = None
-    """Memory, operations and hours, as `foretold` has them; None where the trainer does not tell what it holds,
+    """Memory, operations and hours, as `foretold` has them; None where they are not known,
 
     and for a tiny model unless a device is named.
     """
@@ -89,11 +89,7 @@ def check(composed: Composed, open_ended: bool = False, device: str | None = Non
     _measure(report, recipe, prepared)
     # A tiny model, which would have to be made, fits anywhere.
     if not report.problems and (weights != "tiny" or device):
-        from medframe.forecast.told import foretold
-
-        report.forecast = foretold(composed, recipe, prepared.train, device)
-        if report.forecast is None:
-            report.notes.append("memory and time are unknown: the trainer does not tell what it holds")
+        _note(report, lambda: _foretell(report, composed, recipe, prepared, device))
     return report
 
 
@@ -102,6 +98,16 @@ def _note(report: Report, act: Callable[[], object]) -> None:
         act()
     except MedframeError as error:
         report.problems += error.args
+
+
+def _foretell(report: Report, composed: Composed, recipe: Recipe, prepared: Prepared, device: str | None) -> None:
+    from medframe.forecast.forecast import Unknown
+    from medframe.forecast.told import foretold
+
+    try:
+        report.forecast = foretold(composed, recipe, prepared.train, device)
+    except Unknown as why:
+        report.notes.append(f"memory and time are unknown: {why}")
 
 
 def _measure(report: Report, recipe: Recipe, prepared: Prepared) -> None:

@@ -130,9 +130,18 @@ def test_zero_shares_among_processes_what_its_stage_says(medframe: Medframe, rec
 
 def test_checkpointing_keeps_less_and_computes_more(medframe: Medframe, recipe: Path) -> None:
     kept, again = (
-        forecast_of(medframe, recipe, SEVEN, f"trainer.gradient_checkpointing={on}", "--device", "h100")
+        forecast_of(
+            medframe,
+            recipe,
+            SEVEN,
+            "batching={kind: padded, rows: 1}",
+            f"trainer.gradient_checkpointing={on}",
+            "--device",
+            "h100",
+        )
         for on in ("false", "true")
     )
+    assert again["devices"][0]["times"] > 1024  # however many rows fit
     assert again["memory"]["activations"] < kept["memory"]["activations"] / 4
     assert again["operations"] == kept["operations"]
     assert again["devices"][0]["hours"]["1"] > 1.3 * kept["devices"][0]["hours"]["1"]
@@ -150,6 +159,45 @@ def test_check_shows_the_forecast(medframe: Medframe, recipe: Path) -> None:
     assert medframe("check", recipe, "--device", "b300").code == 2
     ended = medframe("check", recipe, "--device", "cpu")
     assert "    cpu      fits, up to batching.tokens=" in ended.out
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["trainer.targets=[q_porj]"], "trainer.targets: the model has no module q_porj; it has act_fn, "),
+        (["backbone.dtype=float16"], "gradients of float16 weights vanish without loss scaling"),
+    ],
+)
+def test_what_the_trainer_will_refuse_is_a_problem_beside_others(
+    medframe: Medframe, recipe: Path, overrides: list[str], said: str
+) -> None:
+    ended = medframe("check", recipe, SEVEN, *overrides, "--json")
+    (problem,) = json.loads(ended.out)["problems"]
+    assert (ended.code, said in problem) == (2, True)
+
+
+def test_what_needs_the_weights_is_unknown(medframe: Medframe, recipe: Path, distribution: Distribution) -> None:
+    source = """\
+from dataclasses import dataclass
+import medframe
+from medframe_backbones.llama import Llama
+
+@dataclass(kw_only=True)
+class Own(Llama):
+    "Reads files in its own way."
+    def load_model(self):
+        from transformers import LlamaForCausalLM
+        return LlamaForCausalLM.from_pretrained(self.directory())
+
+@medframe.hookimpl
+def backbones():
+    return {"own": Own}
+"""
+    distribution("own", {"own_plugin": source}, ["own_plugin"])
+    tiny = catalog().find("backbone", "llama").load()().directory()
+    ended = medframe("check", recipe, f"backbone={{use: own, weights: {tiny}}}")
+    assert ended.code == 0
+    assert "memory and time are unknown: Own does not make its model without weights: " in ended.out
 
 
 def test_what_a_trainer_does_not_tell_is_unknown(medframe: Medframe, recipe: Path, distribution: Distribution) -> None:

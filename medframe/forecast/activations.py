@@ -112,8 +112,10 @@ def _narrow(config: PretrainedConfig, by: int, layers: int) -> PretrainedConfig:
 
 def _peak(cls: type[Any], config: PretrainedConfig, dtype: torch.dtype, footprint: Any, batch: MicroBatch) -> int:
     """Bytes of tensors that live at a time, beside parameters, their gradients and what they are cast to."""
+    # A CPU multiplies float16 so slowly that it would take minutes.
+    same = {torch.float16: torch.bfloat16}
     with torch.random.fork_rng(devices=[]):
-        model = cls(config).to(dtype)
+        model = cls(config).to(same.get(dtype, dtype))
         if "position_ids" in batch:
             quicken(model)
         made = footprint(model)
@@ -122,7 +124,8 @@ def _peak(cls: type[Any], config: PretrainedConfig, dtype: torch.dtype, footprin
             trained.gradient_checkpointing_enable()
             if not trained.get_input_embeddings().weight.requires_grad:
                 trained.enable_input_require_grads()
-        autocast = torch.autocast("cpu", getattr(torch, made.computes or "bfloat16"), enabled=bool(made.computes))
+        computes = getattr(torch, made.computes or "bfloat16")
+        autocast = torch.autocast("cpu", same.get(computes, computes), enabled=bool(made.computes))
         # Matrices of a weight's shape are its gradient, or its copy in another precision: they do not go by tokens.
         held = [*trained.parameters(), *trained.buffers()]
         with Live(held, {shape for tensor in held for shape in (tensor.shape, tensor.shape[::-1])}) as live:

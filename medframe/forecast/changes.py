@@ -10,7 +10,7 @@ from medframe.batch import Batches
 from medframe.compose import Composed, changed
 from medframe.errors import MedframeError
 from medframe.forecast.devices import Device
-from medframe.forecast.forecast import Forecast, Memory, forecast
+from medframe.forecast.forecast import Forecast, Memory, Unknown, forecast
 from medframe.recipe import Recipe, build
 
 
@@ -31,7 +31,7 @@ def fitting(composed: Composed, recipe: Recipe, train: Batches, told: Forecast, 
             continue
         try:
             change = _fits(overrides, build(changed(composed, overrides)), train, device)
-        except MedframeError:
+        except (MedframeError, Unknown):
             continue  # these cannot be together
         if change:
             found.append(change)
@@ -54,8 +54,8 @@ def _combinations(recipe: Recipe, told: Forecast) -> Iterator[tuple[str, ...]]:
 def _fits(overrides: tuple[str, ...], recipe: Recipe, train: Batches, device: Device) -> Change | None:
     """The change, with a smaller micro-batch where it takes one; None where it does not fit at all."""
     told = forecast(recipe, train)
-    times = told.fitting(device, recipe.processes) if told else 0.0
-    if told is None or not times:
+    times = told.fitting(device, recipe.processes)
+    if not times:
         return None
     load = told.largest
     if times < 1:

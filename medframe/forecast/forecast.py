@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from medframe.backbone import shapes
-from medframe.errors import RecipeError
+from medframe.errors import MedframeError, RecipeError
 from medframe.flops import Load, Work, work
 from medframe.footprint import Footprint
 from medframe.forecast.activations import Activations, activations
@@ -42,6 +42,10 @@ class Memory:
     @property
     def total(self) -> float:
         return float(sum(getattr(self, field.name) for field in fields(self)))
+
+
+class Unknown(Exception):
+    """Why nothing can be foretold, in words."""
 
 
 class Forecast:
@@ -145,10 +149,12 @@ class Forecast:
     def fitting(self, device: Device, processes: int) -> float:
         """How many times the largest micro-batch fits on the device; 0 where nothing does."""
         room, gpu = device.memory * FREE, device.name != "cpu"
-        low, high = 0.0, 1024.0
+        low, high = 0.0, 1.0
         # What is there all the time is told at once, the rest takes a measurement.
         if sum(self._held(processes)) > room or not self._fits(low, room, processes, gpu):
             return 0.0
+        while high < 1e9 and self._fits(high, room, processes, gpu):
+            low, high = high, 2 * high
         while high - low > low / 256 + 1e-4:
             middle = (low + high) / 2
             low, high = (middle, high) if self._fits(middle, room, processes, gpu) else (low, middle)
@@ -190,10 +196,21 @@ class Forecast:
         return operations / (device.operations(self.precision) * REACHED * processes) / 3600
 
 
-def forecast(recipe: Recipe, train: Batches) -> Forecast | None:
-    """What can be foretold; None where the trainer does not tell what it holds."""
-    footprint = recipe.trainer.footprint(shapes(recipe.backbone), recipe.backbone)
-    return None if footprint is None else Forecast(recipe, train, footprint, train.epoch(0).loads())
+def forecast(recipe: Recipe, train: Batches) -> Forecast:
+    """What can be foretold; Unknown where that is nothing, a MedframeError where the trainer refuses the model."""
+    try:
+        model = shapes(recipe.backbone)
+    except MedframeError:
+        raise
+    except Exception as error:  # a backbone may load its model as it likes, such as from its files alone
+        name = type(recipe.backbone).__qualname__
+        raise Unknown(
+            f"{name} does not make its model without weights: {' '.join(str(error).split())[:200]}"
+        ) from error
+    footprint = recipe.trainer.footprint(model, recipe.backbone)
+    if footprint is None:
+        raise Unknown("the trainer does not tell what it holds")
+    return Forecast(recipe, train, footprint, train.epoch(0).loads())
 
 
 @dataclass(frozen=True)

@@ -19,14 +19,12 @@ _LIKELY = "a100-80"
 """The device for which changes are sought where none is named."""
 
 
-def foretold(composed: Composed, recipe: Recipe, train: Batches, named: str | None) -> dict[str, Any] | None:
+def foretold(composed: Composed, recipe: Recipe, train: Batches, named: str | None) -> dict[str, Any]:
     """Memory in bytes on each device, operations, and for each device what fits and the hours on 1, 4 and 8 of them.
 
-    Where the recipe does not fit, the changes with which it does. None where the trainer does not tell what it holds.
+    Where the recipe does not fit, the changes with which it does. Errors as of `forecast`.
     """
     told = forecast(recipe, train)
-    if told is None:
-        return None
     chosen = (device(named),) if named else gpus()
     memory = told.memory(recipe.processes, gpu=named != "cpu")
     found: dict[str, Any] = {

@@ -51,7 +51,9 @@ class Lora(Settings):
     def footprint(self, model: PreTrainedModel, backbone: Backbone) -> Footprint:
         from medframe_trainers.footprint import footprint, held
 
-        return footprint(self, self._adapted(held(self, model, backbone), backbone.lora_targets))
+        base = held(self, model, backbone)
+        self._check_precision(base)
+        return footprint(self, self._adapted(base, backbone.lora_targets))
 
     def fit(self, job: Job) -> None:
         from medframe_trainers.training import Training

@@ -92,9 +92,7 @@ def foretold(arguments: list[str]) -> Any:
     from medframe.recipe import build
 
     built = build(compose(Path(arguments[0]), arguments[1:]))
-    told = forecast(built, prepare(built).train)
-    assert told
-    return told.memory(built.processes)
+    return forecast(built, prepare(built).train).memory(built.processes)
 
 
 def measured(arguments: list[str], folder: Path) -> dict[str, Any]:
