@@ -311,6 +311,10 @@ def test_a_line_is_kept_of_each_request_without_its_text(server: tuple[str, Path
     assert (last["outcome"], last["prompt_tokens"], last["answer_tokens"], last["key"]) == (200, 15, 3, None)
     assert len(last["question"]) == len(last["answers"][0]) == 32
     assert "头晕" not in text
+    for body, headers, status in (({"model": "头晕"}, {}, 400), ({}, {"host": "evil.example"}, 400)):
+        assert send(server[0], "/v1/chat/completions", json.dumps(body), **headers)[0] == status
+        last = json.loads(server[1].read_text("utf-8").splitlines()[-1])
+        assert {**last, "time": None} == {"time": None, "key": None, "outcome": status}
 
 
 def test_health_and_metrics(server: tuple[str, Path]) -> None:
