@@ -66,11 +66,7 @@ def run(recipe: Recipe, say: Say, resume: bool = False, overwrite: bool = False)
 
 def _run(recipe: Recipe, say: Say, resume: bool, overwrite: bool) -> None:
     out, world = recipe.out, worlds.current()
-    if recipe.backbone.is_random:
-        raise RunError(
-            f"backbone.weights: {recipe.backbone.weights} is there to measure with (medframe bench, medframe check): "
-            "nothing is learnt from random weights of this size; name real ones, or tiny"
-        )
+    check_learns(recipe)
     if world.rank == 0:
         check_free(out, resume, overwrite)
     _check_apart(recipe)
@@ -211,6 +207,15 @@ def _questions(prepared: Prepared, count: int) -> list[tuple[list[int], str, str
             prompt, answer = (str(decode(part, skip_special_tokens=True)) for part in (ids[:start], ids[start:end]))
             found.append((ids[:start], prompt.strip(), answer.strip()))
     return found
+
+
+def check_learns(recipe: Recipe) -> None:
+    """RunError for weights that are there to measure with."""
+    if recipe.backbone.is_random:
+        raise RunError(
+            f"backbone.weights: {recipe.backbone.weights} is there to measure with (medframe bench, medframe check): "
+            "nothing is learnt from random weights of this size; name real ones, or tiny"
+        )
 
 
 def check_free(out: Path, resume: bool, overwrite: bool) -> None:

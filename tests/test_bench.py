@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import Consultations, Distribution, Medframe
 
+from medframe.bench.turns import Failed, measure
 from medframe.bench.variants import variants
 from medframe.compose import compose
 from medframe.forecast.forecast import forecast
@@ -24,8 +29,12 @@ import medframe
 @dataclass(kw_only=True)
 class Plain(medframe.Trainer):
     "Some steps of SGD."
+    fault: str = ""
     def fit(self, job):
         import torch
+        if self.fault:
+            print("a library's advice")
+            raise {"said": medframe.RunError, "bug": LookupError}[self.fault]("no such thing\\nat all")
         model = job.load_model().train()
         optimizer = torch.optim.SGD(model.parameters(), 1e-3)
         for step, batch in enumerate(job.train.epoch(0), 1):
@@ -95,21 +104,60 @@ def test_two_processes_are_measured_together(medframe: Medframe, recipe: Path, c
     assert "Traceback" not in ended.err
 
 
-def test_a_trainer_that_only_logs_is_measured(
-    medframe: Medframe, recipe: Path, distribution: Distribution, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def plain(recipe: Path, distribution: Distribution, monkeypatch: pytest.MonkeyPatch) -> list[object]:
+    """Arguments by which a third party's trainer trains."""
     site = distribution("plain-trainer", {"plain_trainer": PLAIN}, ["plain_trainer"])
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(site), *filter(None, [os.environ.get("PYTHONPATH")])]))
     rows = [{"query": "头疼", "response": "多休息"}] * 60
     (recipe.parent / "consultations.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), "utf-8")
-    arguments = [recipe, "trainer={use: plain}", "batching={kind: padded, rows: 2}"]
-    ended = medframe("bench", *arguments, "--steps", 6, "--json", "bench.json")
+    return [recipe, "trainer={use: plain}", "batching={kind: padded, rows: 2}"]
+
+
+def test_a_trainer_that_only_logs_is_measured(
+    medframe: Medframe, plain: list[object], here: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    deep = here / "/".join(["folder" * 5] * 4)  # longer than the name of a socket can be
+    deep.mkdir(parents=True)
+    monkeypatch.setattr("tempfile.tempdir", str(deep))
+    ended = medframe("bench", *plain, "--steps", 6, "--json", "bench.json")
     assert ended.code == 0, ended
     assert "needed operations: unknown" in ended.out
     (found,) = json.loads(Path("bench.json").read_text("utf-8"))
     assert found["steps"] == 3
     assert found["tokens_per_step"] == 2 * (2 + 3 + 11)
-    assert not (recipe.parent / "runs").exists()
+    assert not (here / "runs").exists()
+    assert not list(deep.iterdir())
+
+
+def test_what_a_trainer_says_as_it_fails_is_told_without_what_was_said_before(
+    medframe: Medframe, plain: list[object]
+) -> None:
+    ended = medframe("bench", *plain, "trainer.fault=said")
+    assert (ended.code, ended.err) == (2, "Error: no such thing\nat all\n")
+    recipe, *overrides = plain
+    with pytest.raises(Failed) as bug:
+        measure(Path(str(recipe)), variants([*map(str, overrides), "trainer.fault=bug"]), 3, apart=False)
+    assert bug.value.exit_code == 1
+    (said,) = bug.value.args
+    assert said.startswith("ended with code 1:")
+    assert "LookupError: no such thing" in said
+
+
+def test_ctrl_c_leaves_no_process_and_no_folder(recipe: Path, here: Path) -> None:
+    line = [sys.executable, "-m", "medframe", "bench", str(recipe), "trainer.num_train_epochs=9999", "--steps", "9999"]
+    environment = {**os.environ, "TMPDIR": str(here)}
+    bench = subprocess.Popen(line, env=environment, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    while not (ports := list(here.glob("medframe-bench-*/*/turns"))):
+        assert bench.poll() is None
+        time.sleep(0.05)
+    time.sleep(1)
+    bench.send_signal(signal.SIGINT)
+    _, said = bench.communicate(timeout=60)
+    assert (bench.returncode, said.strip()) == (130, "Interrupted.")
+    assert not ports[0].parents[1].exists()
+    lines = [file.read_bytes() for file in Path("/proc").glob("[0-9]*/cmdline") if file.exists()]
+    assert not [line for line in lines if bytes(ports[0].parent) in line]
 
 
 def test_what_a_run_would_refuse_is_refused_and_said(medframe: Medframe, recipe: Path) -> None:
@@ -121,6 +169,8 @@ def test_what_a_run_would_refuse_is_refused_and_said(medframe: Medframe, recipe:
     assert "batching={kind: packed, tokens: 20}: batching.tokens is 20, but " in ended.err
     assert "Traceback" not in ended.err
     assert medframe("bench", recipe, "--steps", 0).code == 2
+    ended = medframe("bench", recipe, "--json", "no/where.json")
+    assert (ended.code, "--json: there is no folder no" in ended.err) == (2, True)
 
 
 @pytest.mark.parametrize(

@@ -80,13 +80,20 @@ def test_a_size_that_is_not_known_is_said_with_those_that_are() -> None:
         backbone("llama", weights="random:8b").load_config()
 
 
-def test_check_takes_a_random_model_and_run_does_not(medframe: Medframe, recipe: Path) -> None:
+def test_check_takes_a_random_model_and_run_does_not(
+    medframe: Medframe, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def started(*_: object) -> int:
+        raise AssertionError("processes were started")
+
+    monkeypatch.setattr("medframe.launch.supervise", started)
     ended = medframe("check", recipe, "backbone.weights=random:7b", "--json")
     report = json.loads(ended.out)
     assert (ended.code, report["problems"]) == (0, [])
     assert any("medframe bench" in note for note in report["notes"])
-    ended = medframe("run", recipe, "backbone.weights=random:7b")
-    assert (ended.code, "medframe bench" in ended.err) == (2, True)
+    for more in ((), ("processes=2",)):
+        ended = medframe("run", recipe, "backbone.weights=random:7b", *more)
+        assert (ended.code, "medframe bench" in ended.err, ended.err.count("\n")) == (2, True, 1)
     ended = medframe("check", recipe, "backbone.weights=random:8b")
     assert ended.code == 2
     assert "backbone.weights: random:8b: Llama knows the sizes 1b" in ended.out

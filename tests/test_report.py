@@ -507,7 +507,7 @@ def test_wrong_input_is_told_and_nothing_is_written(medframe: Medframe, run: Pat
     ended = medframe("report", run, "empty", "broken", "nowhere")
     assert ended.code == 2
     assert ended.err.count("Error: ") == 3
-    assert "nowhere is no run directory: it has no manifest.json" in ended.err
+    assert "nowhere is no directory; give" in ended.err
     assert "broken/manifest.json is broken" in ended.err
     assert not list(here.rglob("*.html"))
     assert medframe("report").code == 2

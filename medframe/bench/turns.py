@@ -19,7 +19,7 @@ from medframe.errors import RunError
 from medframe.world import LAUNCH
 
 TURNS = "turns"
-"""The socket in a variant's folder at which its rank 0 waits for its turns."""
+"""The file in a variant's folder with the port of this machine at which its rank 0 asks for its turns."""
 
 
 class Failed(RunError):
@@ -58,9 +58,9 @@ class _Running:
 
     def __init__(self, recipe: Path, variant: Variant, folder: Path, steps: int) -> None:
         self._variant, self._folder = variant, folder
-        self._listener = socket.socket(socket.AF_UNIX)
-        self._listener.bind(str(folder / TURNS))
-        self._listener.listen(1)
+        # No socket in the folder: its path may be longer than a socket's can be.
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=1)
+        (folder / TURNS).write_text(str(self._listener.getsockname()[1]))
         self._connection: socket.socket | None = None
         self._said: IO[bytes] = tempfile.TemporaryFile()  # noqa: SIM115 - kept open
         options = ["--steps", str(steps), "--worker", str(folder)]
@@ -122,12 +122,16 @@ class _Running:
         if code == 0:
             return
         self._said.seek(0)
-        said = self._said.read().decode("utf-8", "replace").rstrip()
+        said = self._said.read().decode("utf-8", "replace").strip()
         if code < 0:
             guess = " (out of memory?)" if code == -signal.SIGKILL else ""
             said += f"\nError: was killed by {signal.Signals(-code).name}{guess}"
         where = f"{self._variant.name}: " if self._variant.name else ""
-        failed = Failed(*(f"{where}{line.removeprefix('Error: ')}" for line in said.strip().splitlines()))
+        # What libraries said before is of no use to anybody; a bug's traceback is.
+        _, *errors = f"\n{said}".split("\nError: ")
+        if not errors or "Traceback (most recent call last)" in said:
+            errors = [f"ended with code {code}:\n{said}"]
+        failed = Failed(*(f"{where}{error}" for error in errors))
         failed.exit_code = code if code > 0 else 1
         raise failed
 

@@ -51,8 +51,8 @@ class Enough(BaseException):
 def work(recipe: Recipe, folder: Path, steps: int) -> None:
     """Train `steps` optimizer steps, and leave what was measured in `folder`, a file for each rank.
 
-    Nothing is saved and no held-out loss is measured. Before each step rank 0 waits for its turn, at the socket in
-    the folder; the others wait for it, as a step is taken together.
+    Nothing is saved and no held-out loss is measured. Before each step rank 0 waits for its turn, at the port that
+    the folder names; the others wait for it, as a step is taken together.
     """
     quiet.libraries()
     out = folder / "out"
@@ -101,8 +101,7 @@ class Clock:
         """The most that tensors took in one further step."""
         self._live: Live | None = None
         if turns:
-            self._turns = socket.socket(socket.AF_UNIX)
-            self._turns.connect(str(turns))
+            self._turns = socket.create_connection(("127.0.0.1", int(turns.read_text())))
 
     def saw(self, batch: MicroBatch) -> None:
         self._loads.append(load_of(batch))

@@ -37,9 +37,14 @@ def command(
     import json
     from dataclasses import asdict
 
+    from medframe.errors import RunError
+
+    if json_file and not json_file.resolve().parent.is_dir():
+        raise RunError(f"--json: there is no folder {json_file.parent}; make it, or name another")
     from medframe.bench.result import Result
     from medframe.bench.turns import measure
     from medframe.bench.variants import variants
+    from medframe.saving import write
 
     chosen = variants(overrides)
     for variant in chosen:
@@ -51,7 +56,7 @@ def command(
     if len(results) > 1:
         _compare(results)
     if json_file:
-        json_file.write_text(json.dumps([asdict(result) for result in results], indent=1) + "\n", "utf-8")
+        write(json_file, json.dumps([asdict(result) for result in results], indent=1) + "\n")
     return None
 
 

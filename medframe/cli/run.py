@@ -31,8 +31,9 @@ def command(
     launch = world.found()
     if launch is None and built.processes > 1:
         from medframe.launch import supervise
-        from medframe.run import check_free
+        from medframe.run import check_free, check_learns
 
+        check_learns(built)
         check_free(built.out, resume, overwrite)
         options = ["--resume"] * resume + ["--overwrite"] * overwrite
         return supervise(built.processes, ["run", *options, "--", str(file), *overrides], built.out)

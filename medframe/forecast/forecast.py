@@ -14,6 +14,7 @@ from medframe.flops import Load, Work, work
 from medframe.footprint import Footprint
 from medframe.forecast.activations import Activations, activations
 from medframe.forecast.devices import FREE, REACHED, Device
+from medframe.quantised import saved
 
 if TYPE_CHECKING:
     from medframe.batch import Batches
@@ -52,7 +53,9 @@ class Forecast:
         self._loads = loads
         self._measured: dict[bool, Activations | None] = {}
         self._config = footprint.model.config.get_text_config()
-        self._elements = _elements(footprint, sum(p.numel() for p in shapes(recipe.backbone).parameters()))
+        bits = recipe.backbone.weights_dtype
+        rounded = saved(footprint.model, bits) if bits else 0.0
+        self._elements = _elements(footprint, sum(p.numel() for p in shapes(recipe.backbone).parameters()), rounded)
 
     def cheaper(self, processes: int) -> list[str]:
         """The trainer's own ways to save memory; those that share it need more than one of the `processes`."""
@@ -211,8 +214,8 @@ class _Elements:
     precision: str
 
 
-def _elements(footprint: Footprint, base: int) -> _Elements:
-    """`base`: the elements of the model before the trainer added to it."""
+def _elements(footprint: Footprint, base: int, rounded: float) -> _Elements:
+    """`base`: elements of the model before the trainer added to it; `rounded`: bytes that rounding saves of them."""
     model: Any = footprint.model
     parameters = list(model.parameters())
     trained = [parameter for parameter in parameters if parameter.requires_grad]
@@ -230,7 +233,7 @@ def _elements(footprint: Footprint, base: int) -> _Elements:
         return float(parameter.numel() * (footprint.gradient or parameter.itemsize))
 
     return _Elements(
-        base=sum(p.nbytes for p in parameters) - bytes_added,
+        base=sum(p.nbytes for p in parameters) - bytes_added - rounded,
         adapter=bytes_added,
         gradients=sum(map(gradient, trained)),
         trained=sum(p.numel() for p in trained),

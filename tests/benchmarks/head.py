@@ -1,6 +1,6 @@
 """Memory and gradients of the loss without logits against the library's way, at vocabularies of published sizes.
 
-    python tests/benchmarks/head.py [--hidden 256] [--rows 1024] [--supervised 0.4] [--frozen]
+    python tests/benchmarks/head.py [--hidden 256] [--rows 2048] [--supervised 0.4] [--frozen]
 
 The library's way: logits of all rows, its cross-entropy. Ours: `medframe_trainers.head`, of the supervised rows alone.
 Each in a process of its own, on one thread, forward and backward; peak memory above what was there before (VmHWM).
@@ -42,7 +42,7 @@ print(peak - before, float(states.grad.norm()), 0.0 if frozen else float(weight.
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--hidden", type=int, default=256)
-    parser.add_argument("--rows", type=int, default=1024)
+    parser.add_argument("--rows", type=int, default=2048)
     parser.add_argument("--supervised", type=float, default=0.4, help="their share")
     parser.add_argument("--frozen", action="store_true", help="the head is not trained")
     told = parser.parse_args()
