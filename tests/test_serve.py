@@ -17,6 +17,7 @@ from typing import Any
 import openai
 import pytest
 import torch
+import uvicorn
 from conftest import Medframe, serving
 from peft import LoraConfig, get_peft_model
 
@@ -29,6 +30,7 @@ from medframe.engine.request import Request
 from medframe.errors import RunError
 from medframe.serve.answering import Exchange
 from medframe.serve.audit import Audit
+from medframe.serve.connection import connection
 from medframe.serve.limits import Limits
 from medframe.serve.models import elsewhere, load, named
 from medframe.serve.remote import Remote
@@ -311,6 +313,10 @@ def test_a_line_is_kept_of_each_request_without_its_text(server: tuple[str, Path
     assert (last["outcome"], last["prompt_tokens"], last["answer_tokens"], last["key"]) == (200, 15, 3, None)
     assert len(last["question"]) == len(last["answers"][0]) == 32
     assert "头晕" not in text
+    for body, headers, status in (({"model": "头晕"}, {}, 400), ({}, {"host": "evil.example"}, 400)):
+        assert send(server[0], "/v1/chat/completions", json.dumps(body), **headers)[0] == status
+        last = json.loads(server[1].read_text("utf-8").splitlines()[-1])
+        assert {**last, "time": None} == {"time": None, "key": None, "outcome": status}
 
 
 def test_health_and_metrics(server: tuple[str, Path]) -> None:
@@ -541,3 +547,27 @@ def test_a_path_with_an_equals_sign_is_a_path(here: Path) -> None:
     assert named("lr=1e-4") == ("lr", Path("1e-4"))
     (here / "lr=1e-4").mkdir()
     assert named("lr=1e-4") == (None, Path("lr=1e-4"))
+
+
+def test_a_connection_that_asks_nothing_is_closed_and_a_long_answer_is_not() -> None:
+    async def slow(scope: Any, receive: Any, send: Any) -> None:
+        await asyncio.sleep(1.2)
+        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send({"type": "http.response.body", "body": b"ok"})
+
+    config = uvicorn.Config(slow, http=connection(0.4), lifespan="off", log_level="error")
+    server = uvicorn.Server(config)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]})
+        thread.start()
+        address = listening.getsockname()
+        try:
+            with socket.create_connection(address) as asks, socket.create_connection(address) as drips:
+                asks.sendall(b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n")
+                drips.sendall(b"GET / HT")
+                drips.settimeout(30)
+                assert drips.recv(100) == b""
+                assert asks.recv(1000).startswith(b"HTTP/1.1 200")
+        finally:
+            server.should_exit = True
+            thread.join(30)

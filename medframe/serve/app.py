@@ -41,7 +41,7 @@ def app(served: dict[str, Served], settings: Settings, audit: Audit, remote: Rem
         docs_url=None,
         redoc_url=None,
         openapi_url=None,
-        middleware=[Middleware(Guard, keys=settings.keys, local=settings.local)],
+        middleware=[Middleware(Guard, keys=settings.keys, local=settings.local, refused=service.refused)],
     )
     made.get("/health")(service.health)
     made.get("/ready")(service.ready)
@@ -55,16 +55,17 @@ def app(served: dict[str, Served], settings: Settings, audit: Audit, remote: Rem
     made.get("/")(lambda: asset("index.html"))
     made.get("/page/settings")(service.page_settings)
     made.get("/page/{name:path}")(asset)
-    made.add_exception_handler(Refused, _refused)
+
+    async def refused(request: Request, error: Any) -> Response:
+        service.refused(error.status, getattr(request.state, "key_id", None))
+        return JSONResponse(problem(error.message, error.status, error.param, error.code), error.status)
+
+    made.add_exception_handler(Refused, refused)
     made.add_exception_handler(Overloaded, _overloaded)
     made.add_exception_handler(TimedOut, _unanswered)
     made.add_exception_handler(Failed, _unanswered)
     made.add_exception_handler(HTTPException, _not_found)
     return made
-
-
-async def _refused(_: Request, error: Any) -> Response:
-    return JSONResponse(problem(error.message, error.status, error.param, error.code), error.status)
 
 
 async def _overloaded(_: Request, error: Any) -> Response:

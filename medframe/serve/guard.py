@@ -10,7 +10,7 @@ import logging
 import os
 import re
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from medframe.serve.told import problem
@@ -36,8 +36,10 @@ class Guard:
     On loopback only requests to localhost pass: a web page elsewhere could otherwise have its own name lead here.
     """
 
-    def __init__(self, app: ASGIApp, keys: Sequence[str], local: bool) -> None:
+    def __init__(self, app: ASGIApp, keys: Sequence[str], local: bool, refused: Callable[[int], None]) -> None:
+        """`refused` is called with the status of each request that does not pass."""
         self._app, self._keys, self._local = app, [os.fsencode(key) for key in keys], local
+        self._refused = refused
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -46,6 +48,7 @@ class Guard:
         headers: dict[bytes, bytes] = dict(scope["headers"])
         host = headers.get(b"host", b"localhost").decode("latin-1")
         if self._local and not _LOCAL.fullmatch(host):
+            self._refused(400)
             await _refuse(send, 400, "this server answers to localhost alone")
             return
         path = scope["path"]
@@ -53,6 +56,7 @@ class Guard:
             given = _BEARER.sub(b"", headers.get(b"authorization", b"").strip(), count=1)
             known = [key for key in self._keys if hmac.compare_digest(key, given)]
             if self._keys and not known:
+                self._refused(401)
                 await _refuse(send, 401, "a key is needed: Authorization: Bearer KEY", "invalid_api_key")
                 return
             scope.setdefault("state", {})["key_id"] = key_id(given) if known else None

@@ -138,6 +138,11 @@ class Service:
         said = json.loads(bytes(told.body))["choices"][0]["message"]["content"]
         return JSONResponse({"query": asked.query, "response": said})
 
+    def refused(self, status: int, key: str | None = None) -> None:
+        """A request was refused before anything was asked of a model: it is counted, and leaves its line too."""
+        self.metrics.requests.labels("", status).inc()
+        self.audit.add(key=key, outcome=status)
+
     async def _read(self, request: Request, cls: type[T]) -> T:
         """The body; Refused where it is too large, no JSON, or not what it should be."""
         if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
