@@ -161,6 +161,36 @@ def test_check_shows_the_forecast(medframe: Medframe, recipe: Path) -> None:
     assert "    cpu      fits, up to batching.tokens=" in ended.out
 
 
+@pytest.mark.parametrize("layers", [1, 36])
+def test_models_whose_layers_are_listed_are_measured_however_many_they_are(
+    medframe: Medframe, recipe: Path, layers: int
+) -> None:
+    from medframe_backbones.tiny_qwen import tokenizer_files
+
+    shape = {"hidden_size": 4096, "intermediate_size": 12288, "head_dim": 128, "vocab_size": 151936}
+    heads = {"num_attention_heads": 32, "num_key_value_heads": 8, "num_hidden_layers": layers}
+    folder = recipe.parent / "qwen3"
+    folder.mkdir()
+    config = {"model_type": "qwen3", "dtype": "bfloat16", "tie_word_embeddings": False, **shape, **heads}
+    (folder / "config.json").write_text(json.dumps(config), "utf-8")
+    tokenizer_files(folder)
+    chosen = f"backbone={{use: auto, weights: 'random:{folder}'}}"
+    told = forecast_of(medframe, recipe, chosen, "prompt.use=chat-template", "--device", "h100")
+    weights = 2 * (2 * 151936 * 4096 + layers * (2 * 4096 * 4096 + 2 * 4096 * 1024 + 3 * 4096 * 12288))
+    assert told["memory"]["weights"] == pytest.approx(weights, rel=1e-3)
+    assert told["devices"][0]["times"] > 1
+
+
+def test_of_a_model_that_cannot_be_measured_the_time_is_told(
+    medframe: Medframe, recipe: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("medframe.forecast.forecast.activations", lambda *_: None)
+    told = forecast_of(medframe, recipe, SEVEN, "--device", "h100")
+    (device,) = told["devices"]
+    assert (told["memory"], device["times"], device["fits"], told["changes"]) == (None, None, "unknown", [])
+    assert device["hours"]["4"] > 0
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [

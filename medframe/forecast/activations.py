@@ -102,7 +102,7 @@ def _narrow(config: PretrainedConfig, by: int, layers: int) -> PretrainedConfig:
             setattr(part, name, size // by)
     for name, value in list(vars(part).items()):
         if isinstance(value, list) and len(value) == part.num_hidden_layers:
-            setattr(part, name, value[:layers])
+            setattr(part, name, (value * layers)[:layers])
     part.num_hidden_layers = layers
     part.vocab_size = _VOCABULARY
     for name in ("pad_token_id", "bos_token_id", "eos_token_id"):

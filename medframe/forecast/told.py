@@ -46,14 +46,15 @@ def foretold(composed: Composed, recipe: Recipe, train: Batches, named: str | No
 
 
 def _on(device: Device, told: Forecast, recipe: Recipe) -> dict[str, Any]:
-    times = told.fitting(device, recipe.processes)
+    known = told.memory(recipe.processes, gpu=device.name != "cpu") is not None
+    times = told.fitting(device, recipe.processes) if known else None
     return {
         "name": device.name,
         "memory": device.memory,
         "times": times,
-        "fits": _words(times, told),
+        "fits": "unknown" if times is None else _words(times, told),
         "hours": {
-            count: told.hours(device, count) if told.fits(device, count) else None
+            count: told.hours(device, count) if not known or told.fits(device, count) else None
             for count in ((1,) if device.name == "cpu" else _COUNTS)
         },
     }
